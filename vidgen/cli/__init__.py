@@ -1,0 +1,123 @@
+"""The `vidgen` command: find the sub-command, import its file alone, and end every user mistake in one line."""
+
+import contextlib
+import difflib
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """A sub-command: the words that call it, the file that defines its `Command` and `run`, and what it does."""
+
+    words: str
+    module: str
+    summary: str
+
+
+ENTRIES = (
+    Entry("generate", "vidgen.cli.generate", "make a video from a prompt"),
+    Entry("reconstruct", "vidgen.cli.reconstruct", "send a clip through a tokenizer and back"),
+    Entry("tokenize", "vidgen.cli.tokenize", "write the tokens of every clip in a folder"),
+    Entry("eval recon", "vidgen.cli.eval_recon", "score a tokenizer on clips: quality, size, speed"),
+    Entry("train-tokenizer", "vidgen.cli.train_tokenizer", "train a tokenizer on your clips or on the shapes world"),
+    Entry("train-generator", "vidgen.cli.train_generator", "train a generator on the tokens of a tokenizer"),
+    Entry("models", "vidgen.cli.models", "list the built-in models, or the presets to train from"),
+)
+USAGE = "usage: vidgen COMMAND …"
+FOOTER = "`vidgen COMMAND --help` explains a command; with --debug an error shows where it came from."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `vidgen` with `arguments` (default: those of the process) and return the exit code.
+
+    Returns:
+        0 when all went well, 2 after a mistake that the user can mend, 130 when interrupted. Anything else is an error of
+        vidgen's own and leaves a traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
+    warnings.showwarning = _show_warning_in_one_line
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        entry, rest = find(given)
+        module = importlib.import_module(entry.module)
+        module.run(parsed(entry, module.Command, rest))
+        return 0
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"vidgen: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("vidgen: interrupted", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """What `vidgen --help` prints."""
+    width = max(len(entry.words) for entry in ENTRIES)
+    lines = [f"  {entry.words:<{width}}  {entry.summary}" for entry in ENTRIES]
+    return "\n".join([USAGE, "", "Tokenize, generate and score videos.", "", *lines, "", FOOTER])
+
+
+def find(given: Sequence[str]) -> tuple[Entry, list[str]]:
+    """The entry that the first words of `given` name, and the arguments after it; ValueError when there is none."""
+    for entry in ENTRIES:
+        words = entry.words.split()
+        if list(given[: len(words)]) == words:
+            return entry, list(given[len(words) :])
+    names = [entry.words for entry in ENTRIES]
+    continued = [name for name in names if name.startswith(f"{given[0]} ")]
+    if continued:
+        raise ValueError(f"`vidgen {given[0]}` needs one more word: {', '.join(continued)}")
+    nearest = difflib.get_close_matches(given[0], names, n=3, cutoff=0.5)
+    raise ValueError(f"there is no command {given[0]!r}; {'nearest' if nearest else 'there are'}: {', '.join(nearest or names)}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks; system errors name the file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fspath(error.filename)}: {error.strerror.lower()}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parsed(entry: Entry, command: type, rest: Sequence[str]) -> Any:
+    """`rest` as a `command`; ValueError when the arguments cannot be read, SystemExit(0) after --help."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(command, prog=f"vidgen {entry.words}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as left:
+        if left.code == 0:
+            raise
+        said = _without_frame(complaint.getvalue())
+        raise ValueError(f"{said}; see `vidgen {entry.words} --help`") from None
+
+
+def _without_frame(box: str) -> str:
+    """What tyro said in its box: below the title, up to the rule above its own hint."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│ ")
+        is_rule = not text.strip("─-╰╯")
+        if is_rule and words:
+            break
+        if not is_rule:
+            words += text.split()
+    return " ".join(words)
+
+
+def _show_warning_in_one_line(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"vidgen: warning: {one_line(message)}", file=sys.stderr)

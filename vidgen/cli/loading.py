@@ -1,0 +1,56 @@
+"""How a command gets the model it was asked for, on the device it was asked for, or one clear line."""
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidgen.pipelines.base import VideoPipeline
+    from vidgen.tokenizers.base import Tokenizer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def pick_device(wanted: str) -> "torch.device":
+    """The torch device called `wanted`; "auto" is CUDA where there is one, else the CPU."""
+    import torch
+
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"--device takes auto, cpu, cuda or cuda:N; got {wanted!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {wanted} needs a CUDA device, and torch sees none here; use --device cpu")
+    return device
+
+
+def load_tokenizer(name: str, *, device: str, precision: Precision) -> "Tokenizer":
+    """The tokenizer called `name` (built-in name, folder, hub id), ready for inference."""
+    import vidgen
+    from vidgen.tokenizers.base import Tokenizer
+
+    place = pick_device(device)
+    model = vidgen.load(name)
+    if not isinstance(model, Tokenizer):
+        raise ValueError(f"expected a tokenizer, and {name!r} is a {type(model).__name__}; `vidgen models` lists tokenizers")
+    return model.to(place, dtype=_dtype(precision)).eval()
+
+
+def load_pipeline(name: str, *, device: str, precision: Precision) -> "VideoPipeline":
+    """The pipeline called `name` (built-in name, folder, hub id), ready for inference."""
+    import vidgen
+    from vidgen.pipelines.base import VideoPipeline
+
+    place = pick_device(device)
+    model = vidgen.load(name)
+    if not isinstance(model, VideoPipeline):
+        raise ValueError(f"expected a pipeline, and {name!r} is a {type(model).__name__}; `vidgen models` lists pipelines")
+    return model.to(place, _dtype(precision))
+
+
+def _dtype(precision: Precision) -> "torch.dtype":
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,1 @@
+"""`vidgen models`: what `vidgen.load` and `vidgen.build` know by name."""

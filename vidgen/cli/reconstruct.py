@@ -1,0 +1,45 @@
+"""`vidgen reconstruct`: a clip through a tokenizer and back, frame for frame, in constant memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from vidgen.cli.loading import Precision, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Send a clip through a tokenizer and back.
+
+    The result has exactly as many frames as the clip, each of exactly its size. Long clips are streamed: memory stays
+    the same however long they are, as far as the tokenizer can stream.
+
+    Example: vidgen reconstruct clip.mp4 --tokenizer shapes-fsq -o back.mp4
+    """
+
+    clip: Annotated[Positional[Path], arg(metavar="CLIP")]
+    """A video file, a GIF, an image, or a folder of images."""
+    tokenizer: str
+    """Built-in name (see `vidgen models`), folder, or hub id."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
+    """The file to write: .mp4, .webm, .gif, or a name without a suffix for a folder of PNGs."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "fp32"
+    """Number format of the network."""
+
+
+def run(command: Command) -> None:
+    """Do it; errors are for the user."""
+    import torch
+
+    from vidgen.cli.streaming import reconstructed
+    from vidgen.data import iter_frames, probe, write_video
+
+    info = probe(command.clip)
+    tokenizer = load_tokenizer(command.tokenizer, device=command.device, precision=command.precision)
+    with torch.inference_mode():
+        write_video(command.output, reconstructed(tokenizer, iter_frames(command.clip)), fps=info.fps)
+    print(f"wrote {command.output} ({info.width}x{info.height} at {info.fps:g} frames/s)")

@@ -1,0 +1,54 @@
+"""How a command sends a clip of any length through a tokenizer: chunks of frames in, chunks of frames or tokens out."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vidgen.data.video import to_frames, to_tensor
+from vidgen.latents import Latents
+from vidgen.tokenizers.base import Tokenizer
+
+CHUNK = 16  # frames held at a time; the tokenizer's own blocks decide what is computed together
+
+
+def chunks_of(frames: Iterable[np.ndarray], tokenizer: Tokenizer) -> Iterator[Tensor]:
+    """Frames (`h w 3` uint8) as chunks `1 3 t h w` in [-1, 1], on the tokenizer's device and in its dtype."""
+    held: list[np.ndarray] = []
+    for frame in frames:
+        held.append(frame)
+        if len(held) == CHUNK:
+            yield _batch(held, tokenizer)
+            held = []
+    if held:
+        yield _batch(held, tokenizer)
+
+
+def encoded(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Iterator[Latents]:
+    """Tokens of a clip, chunk by chunk where the tokenizer streams, all at once where it has to see the whole clip."""
+    chunks = chunks_of(frames, tokenizer)
+    if tokenizer.spec.streamable:
+        yield from tokenizer.encode_stream(chunks)
+    else:
+        yield tokenizer.encode(torch.cat(list(chunks), dim=2))
+
+
+def tokens_of(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Latents:
+    """All tokens of a clip as one value; the frames themselves are never all in memory where the tokenizer streams."""
+    chunks = list(encoded(tokenizer, frames))
+    return chunks[0] if len(chunks) == 1 else Latents.join(chunks)
+
+
+def reconstructed(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames (`h w 3` uint8) that come back from the tokens of `frames`: as many, of the same size."""
+    latents = encoded(tokenizer, frames)
+    chunks = tokenizer.decode_stream(latents) if tokenizer.spec.streamable else map(tokenizer.decode, latents)
+    for chunk in chunks:
+        yield from to_frames(rearrange(chunk.float(), "1 c t h w -> c t h w"))
+
+
+def _batch(frames: list[np.ndarray], tokenizer: Tokenizer) -> Tensor:
+    video = to_tensor(np.stack(frames))
+    return rearrange(video, "c t h w -> 1 c t h w").to(tokenizer.device, tokenizer.dtype)

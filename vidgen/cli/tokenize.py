@@ -1,0 +1,62 @@
+"""`vidgen tokenize`: the tokens of every clip in a folder, one safetensors file a clip."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from vidgen.cli import one_line
+from vidgen.cli.loading import Precision, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Write the tokens of every clip in a folder: one safetensors file for each, under the same name.
+
+    Read a file back with `vidgen.Latents.load(FILE)`; `tokenizer.decode` makes it a video again. A clip that cannot be read is
+    named and left out, the others are written, and the exit code is 2.
+
+    Example: vidgen tokenize clips/ --tokenizer shapes-fsq -o tokens/
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="DIR")]
+    """A folder of clips, searched in its subfolders too, or one clip."""
+    tokenizer: str
+    """Built-in name (see `vidgen models`), folder, or hub id."""
+    output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
+    """The folder to write to; made when it does not exist."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "fp32"
+    """Number format of the network."""
+
+
+def run(command: Command) -> None:
+    """Do it; errors are for the user."""
+    import torch
+
+    from vidgen.cli.streaming import tokens_of
+    from vidgen.data import VideoError, find_videos, iter_frames
+
+    clips = find_videos(command.folder)
+    tokenizer = load_tokenizer(command.tokenizer, device=command.device, precision=command.precision)
+    unreadable = 0
+    for clip in clips:
+        try:
+            with torch.inference_mode():
+                latents = tokens_of(tokenizer, iter_frames(clip))
+        except VideoError as error:
+            unreadable += 1
+            print(f"vidgen: {one_line(error)}", file=sys.stderr)
+            continue
+        below = clip.relative_to(command.folder) if command.folder.is_dir() else Path(clip.name)
+        path = command.output / below.with_name(f"{below.name}.safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        latents.metadata["tokenizer"] = command.tokenizer
+        latents.save(path)
+        frames, height, width = latents.size
+        print(f"{path}: {latents.tokens.shape[1]} tokens of {frames} frames of {width}x{height}")
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(clips)} clips could not be read (named above); the others are in {command.output}")

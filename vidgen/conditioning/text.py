@@ -1,0 +1,132 @@
+"""Prompts to states: a small text encoder that is trained with the generator, and an adapter for any other."""
+
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+
+@dataclass
+class TextStates:
+    """`states`: `b l d`; `mask`: `b l` bool, True for real positions."""
+
+    states: Tensor
+    mask: Tensor
+
+
+class TextEncoder(ModelMixin, ConfigMixin, ABC):
+    """Turns prompts into states that generators attend to.
+
+    Attributes:
+        trained_jointly: its weights are trained with the generator, so that its states must not be cached.
+    """
+
+    trained_jointly: bool
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Length of a state."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        """States of a batch of prompts; an empty prompt has no states."""
+
+
+class WordTextEncoder(TextEncoder, ConfigMixin):
+    """Words hashed into embeddings, then a few transformer layers: nothing to download, any word is legal.
+
+    A word's embedding is the sum of two rows chosen by two hashes, so that two words almost never share both
+    (hash embeddings, Svenstrup et al. 2017).
+
+    Args:
+        width, layers, heads: of the transformer.
+        buckets: rows of the embedding table.
+        max_words: longer prompts are an error.
+    """
+
+    trained_jointly = True
+
+    @register_to_config
+    def __init__(
+        self, width: int = 192, layers: int = 2, heads: int = 4, buckets: int = 1024, max_words: int = 64
+    ) -> None:
+        super().__init__()
+        self.buckets, self.max_words = buckets, max_words
+        self.words = nn.Embedding(buckets, width)
+        self.places = nn.Embedding(max_words, width)
+        nn.init.normal_(self.words.weight, std=0.7)
+        nn.init.normal_(self.places.weight, std=0.5)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+    @property
+    def width(self) -> int:
+        return self.places.embedding_dim
+
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        words = [re.findall(r"\w+|[^\w\s]", prompt.lower()) for prompt in prompts]
+        longest = max(len(row) for row in words)
+        if longest > self.max_words:
+            raise ValueError(f"a prompt has {longest} words; this text encoder takes at most {self.max_words}")
+        length = max(longest, 1)
+        rows = torch.zeros(len(words), length, 2, dtype=torch.long)
+        mask = torch.zeros(len(words), length, dtype=torch.bool)
+        for index, row in enumerate(words):
+            for place, word in enumerate(row):
+                rows[index, place, 0] = zlib.crc32(word.encode()) % self.buckets
+                rows[index, place, 1] = zlib.adler32(word.encode()[::-1]) * 2654435761 % 2**32 % self.buckets
+                mask[index, place] = True
+        return self(rows.to(self.device), mask.to(self.device))
+
+    def forward(self, rows: Tensor, mask: Tensor) -> TextStates:
+        """`rows`: `b l 2` long, two hashes of each word; `mask`: `b l` bool."""
+        x = self.words(rows).sum(dim=2) + self.places.weight[: rows.shape[1]]
+        visible = mask.clone()
+        visible[:, 0] = True  # a row with nothing to see would be NaN; its states stay masked for the generator
+        return TextStates(self.transformer(x, src_key_padding_mask=~visible), mask)
+
+
+class TransformersTextEncoder(TextEncoder, ConfigMixin):
+    """Any encoder of the transformers library (T5, CLIP text…), frozen.
+
+    Args:
+        repository: folder or hub id for `AutoTokenizer` and `AutoModel`.
+        max_length: prompts are cut to this many tokens, as these encoders do.
+    """
+
+    trained_jointly = False
+
+    @register_to_config
+    def __init__(self, repository: str = "", max_length: int = 128) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        self.max_length = max_length
+        self.text_tokenizer = AutoTokenizer.from_pretrained(repository)
+        config: Any = AutoConfig.from_pretrained(repository)
+        model = AutoModel.from_pretrained(repository, config=config, use_safetensors=True)
+        self.model = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+        self.model.requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextStates:
+        batch = self.text_tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.device)
+        states = self.model(**batch).last_hidden_state
+        empty = torch.tensor([not prompt.strip() for prompt in prompts], device=self.device)
+        return TextStates(states, batch["attention_mask"].bool() & ~empty[:, None])

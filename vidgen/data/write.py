@@ -1,0 +1,133 @@
+"""Writes videos: mp4, webm, GIF and folders of PNGs; from tensors or from a stream of frames, whole or not at all."""
+
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from vidgen.data.video import EXACT_COLOUR, to_frames
+
+_FORMATS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".gif": "gif"}
+_QUALITY = {
+    ".mp4": {"crf": "16", "preset": "medium"},
+    ".webm": {"crf": "18", "b": "0", "cpu-used": "4", "row-mt": "1"},
+    ".gif": {},
+}
+_MAX_GIF_FPS = 50  # delays are whole hundredths of a second, and viewers slow a delay of one down to ten
+
+
+def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray], *, fps: float) -> Path:
+    """Write a video; the suffix of the path says how, and no suffix means a folder of PNGs.
+
+    mp4 is h264 and webm is vp9, near lossless for the eye, BT.709; sizes are kept exactly (an odd side makes the mp4
+    4:4:4, which some hardware players refuse). A GIF has 256 colours per frame and hundredths of a second. PNGs
+    are lossless and carry the rate, which `read_video` finds. Missing parent folders are made. The file appears under
+    its name when it is complete; an existing file is replaced, an existing folder with content is refused.
+
+    Args:
+        video: float `3 t h w` in [-1, 1] (clipped), or uint8 frames `h w 3`, one at a time in flat memory.
+        fps: frames per second.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: unknown suffix, fps out of range, no frames, frames of another shape, a folder in the way.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in {*_FORMATS, ""}:
+        raise ValueError(
+            f"cannot write {path.name}: choose a name that ends in {', '.join(_FORMATS)}, or no suffix for PNGs"
+        )
+    if not 0 < fps <= 1000 or (path.suffix.lower() == ".gif" and fps > _MAX_GIF_FPS):
+        raise ValueError(f"fps must be above 0 and at most 1000 ({_MAX_GIF_FPS} for a GIF); got {fps}")
+    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder; choose another name or remove it")
+    frames = _checked(iter(to_frames(video)) if isinstance(video, Tensor) else iter(video))
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"expected at least one frame to write to {path}; got none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        if path.suffix == "":
+            _write_images(partial, chain([first], frames), fps=fps)
+        else:
+            _encode(partial, chain([first], frames), fps=fps)
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _checked(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    shape = None
+    for number, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or shape not in (None, frame.shape):
+            raise ValueError(
+                f"expected uint8 frames {shape or '(h, w, 3)'}; frame {number} is {frame.dtype} {frame.shape}"
+            )
+        shape = frame.shape
+        yield frame
+
+
+def _write_images(folder: Path, frames: Iterable[np.ndarray], *, fps: float) -> None:
+    folder.mkdir()
+    rate = PngInfo()
+    rate.add_text("vidgen:fps", repr(float(fps)))
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{number:06d}.png", pnginfo=rate)
+
+
+def _encode(path: Path, frames: Iterator[np.ndarray], *, fps: float) -> None:
+    suffix = path.suffix.lower()
+    rate = Fraction(fps).limit_denominator(1001)
+    first = next(frames)
+    height, width = first.shape[:2]
+    odd = height % 2 or width % 2
+    with av.open(str(path.resolve()), "w", format=suffix[1:]) as container:
+        stream = container.add_stream(_FORMATS[suffix], rate=rate, options=_QUALITY[suffix])
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = height, width
+        if suffix == ".gif":
+            stream.pix_fmt = "pal8"
+        else:
+            stream.pix_fmt = "yuv444p" if odd and suffix == ".mp4" else "yuv420p"
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+            context.color_range = ColorRange.MPEG
+        for frame in chain([first], frames):
+            picture = _palette_picture(frame) if suffix == ".gif" else _yuv_picture(frame, stream.pix_fmt)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _yuv_picture(frame: np.ndarray, pixel_format: str) -> av.VideoFrame:
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    return picture.reformat(
+        format=pixel_format,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC | EXACT_COLOUR,
+    )
+
+
+def _palette_picture(frame: np.ndarray) -> av.VideoFrame:
+    image = Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE)
+    colours = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 4), dtype=np.uint8)
+    palette[:, 0] = 255
+    palette[: len(colours), 1:] = colours
+    indexed: Any = (np.asarray(image), palette)  # PyAV takes the pair; its type stub does not know
+    return av.VideoFrame.from_ndarray(indexed, format="pal8")

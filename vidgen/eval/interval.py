@@ -1,0 +1,25 @@
+"""How sure a measured share is: the Wilson score interval."""
+
+import math
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """Lower and upper bound of a proportion, both in [0, 1]."""
+
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054) -> Interval:
+    """Score interval of ``successes`` out of ``trials`` (Wilson 1927); the default ``z`` gives 95 %.
+
+    Unlike the normal approximation it stays inside [0, 1] and has width at 0 and at ``trials`` successes.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"expected 0 <= successes <= trials and at least one trial, got {successes} of {trials}")
+    share = successes / trials
+    shrink = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / shrink
+    half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))

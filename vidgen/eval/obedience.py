@@ -1,0 +1,157 @@
+"""How often a text-to-video pipeline obeys its prompt: generate from shapes-world captions, read back, count.
+
+Prompts come in two splits that share no caption, told apart by a hash of the caption: ``selection`` for choosing
+checkpoints and settings, ``test`` for numbers that are reported. A checkpoint must never be chosen on ``test``.
+Captions are not held out of training: the shapes world is small, and the question is obedience, not composition.
+"""
+
+import hashlib
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vidgen.data.shapes import Scene, sample_scene
+from vidgen.eval.detector import ATTRIBUTES, compare, detect
+from vidgen.eval.interval import wilson_interval
+from vidgen.eval.report import environment_stamp, write_json
+
+
+class TextToVideo(Protocol):
+    """What is used of a pipeline; every pipeline of this project has it."""
+
+    def __call__(self, *, prompt: list[str], generator: list[torch.Generator], output_type: str, **options: Any) -> Any:
+        """Returns an output whose ``frames`` are ``b t 3 h w`` in [0, 1] for output_type "pt"."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def set_progress_bar_config(self, **options: Any) -> None: ...
+
+
+Split = Literal["selection", "test"]
+SELECTION_SEED = 1
+TEST_SEED = 2
+
+
+def draw_prompts(split: Split, count: int, *, seed: int, objects: int = 1) -> list[Scene]:
+    """``count`` different scenes of a split, the same for the same arguments; ValueError if it has fewer."""
+    if split not in ("selection", "test"):
+        raise ValueError(f"expected split selection or test, got {split!r}")
+    generator = torch.Generator().manual_seed(seed)
+    scenes: dict[str, Scene] = {}
+    tries = 0
+    while len(scenes) < count:
+        scene = sample_scene(generator=generator, objects=(objects,))
+        if split_of(scene) == split:
+            scenes.setdefault(scene.caption, scene)
+        tries += 1
+        if tries > 100 * count + 1000:
+            raise ValueError(
+                f"the {split} split has fewer than {count} prompts with {objects} object(s); "
+                f"ask for at most {len(scenes)}"
+            )
+    return list(scenes.values())
+
+
+def split_of(scene: Scene) -> Split:
+    """Which split a caption belongs to, for ever."""
+    return "test" if hashlib.sha256(scene.caption.encode()).digest()[0] % 2 else "selection"
+
+
+@torch.no_grad()
+def evaluate_obedience(
+    pipeline: "TextToVideo",
+    *,
+    num_prompts: int,
+    seed: int,
+    objects: int = 1,
+    batch_size: int = 8,
+    split: Split = "test",
+    name: str = "",
+    **call_kwargs: Any,
+) -> dict[str, Any]:
+    """Generate one video per prompt and judge each; JSON-able result.
+
+    Video i has its own generator, seeded from (seed, i), so results do not depend on ``batch_size``.
+    ``attributes`` maps each attribute of ``detector.ATTRIBUTES`` to its number right, share and 95 % Wilson interval.
+    ``wrong_prompt`` judges the same videos against the next prompt of the list: what a judge that says yes too easily
+    would give away. ``by_word`` is the share of prompts with that word on which the word's attribute is right.
+
+    Args:
+        pipeline: called as ``pipeline(prompt=[…], generator=[…], output_type="pt", **call_kwargs)``.
+        seed: of the prompts and the noise. By convention SELECTION_SEED and TEST_SEED.
+        call_kwargs: passed on: num_frames, height, width, num_inference_steps, guidance_scale…
+    """
+    scenes = draw_prompts(split, num_prompts, seed=seed, objects=objects)
+    pipeline.set_progress_bar_config(disable=True)
+    judged, seen, start = [], [], time.perf_counter()
+    for first in range(0, num_prompts, batch_size):
+        batch = scenes[first : first + batch_size]
+        generators = [torch.Generator().manual_seed(_noise_seed(seed, first + i)) for i in range(len(batch))]
+        output = pipeline(
+            prompt=[scene.caption for scene in batch], generator=generators, output_type="pt", **call_kwargs
+        )
+        for video, scene in zip(videos_of(output.frames), batch, strict=True):
+            seen.append(detect(video))
+            judged.append(compare(seen[-1], scene))
+    seconds = time.perf_counter() - start
+    wrong = [compare(scene_seen, scenes[(i + 1) % len(scenes)]) for i, scene_seen in enumerate(seen)]
+    return {
+        "schema": "vidgen.obedience/1",
+        "model": name,
+        "split": split,
+        "seed": seed,
+        "objects": objects,
+        "num_prompts": num_prompts,
+        "attributes": {attribute: _share([getattr(one, attribute) for one in judged]) for attribute in ATTRIBUTES},
+        "wrong_prompt": {
+            attribute: _share([getattr(one, attribute) for one in wrong])
+            for attribute in ("colour_motion_background", "all_right")
+        },
+        "by_word": _by_word(scenes, judged),
+        "seconds_per_video": seconds / num_prompts,
+        "settings": {key: value for key, value in call_kwargs.items() if isinstance(value, (int, float, str, bool))},
+        "environment": environment_stamp(pipeline.device),
+        "prompts": [
+            {"prompt": scene.caption, "seen": asdict(found), "right": {key: getattr(one, key) for key in ATTRIBUTES}}
+            for scene, found, one in zip(scenes, seen, judged, strict=True)
+        ],
+    }
+
+
+def write_obedience(path: str | Path, result: dict[str, Any]) -> None:
+    """Write a result of ``evaluate_obedience`` as JSON."""
+    write_json(path, result)
+
+
+def videos_of(frames: Tensor) -> list[Tensor]:
+    """A pipeline's ``.frames`` of output_type "pt" (``b t 3 h w`` in [0, 1]) -> videos ``3 t h w`` in [-1, 1]."""
+    return list(rearrange(frames.float().cpu() * 2 - 1, "b t c h w -> b c t h w"))
+
+
+def _noise_seed(seed: int, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:7], "big")
+
+
+def _share(right: list[bool]) -> dict[str, float]:
+    interval = wilson_interval(sum(right), len(right))
+    return {"right": sum(right), "share": sum(right) / len(right), "low": interval.low, "high": interval.high}
+
+
+def _by_word(scenes: list[Scene], judged: list) -> dict[str, dict[str, float]]:
+    tallies: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for scene, one in zip(scenes, judged, strict=True):
+        tallies["background"][scene.background].append(one.background)
+        for attribute in ("size", "colour", "shape", "motion"):
+            for word in {getattr(item, attribute) for item in scene.objects}:
+                tallies[attribute][word].append(getattr(one, attribute))
+    return {
+        attribute: {word: sum(right) / len(right) for word, right in sorted(words.items())}
+        for attribute, words in tallies.items()
+    }

@@ -1,0 +1,83 @@
+"""Where a result came from, and how it is written: environment stamp, JSON, CSV, peak memory."""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("vidgen", "torch", "diffusers", "accelerate", "numpy", "av", "lpips")
+
+
+def environment_stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Device, versions and commit: what someone needs to know before comparing with these numbers."""
+    device = torch.device(device)
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with ``+changes`` when tracked files differ from it; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "vidgen"], cwd=root, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.returncode else "")
+
+
+def peak_memory_megabytes(device: torch.device | str) -> float:
+    """CUDA: most memory that tensors took since the last reset. Otherwise: peak resident set of the process."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def write_json(path: str | Path, result: dict[str, Any]) -> None:
+    """Write ``result`` atomically, indented; NaN is refused, since JSON has none."""
+    _write(Path(path), json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write one line a row, columns in order of first appearance; None is an empty cell."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(Path(path), text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,267 @@
+"""What passes between tokenizers and generators: `LatentSpec` says what the tokens are, `Latents` carries them."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+VideoSize = tuple[int, int, int]  # frames, height, width
+
+AXES = "thw"
+NO_PLACE = -1  # coordinate of a token along an axis that its part does not have
+
+
+@dataclass(frozen=True)
+class LatentPart:
+    """One regular block of tokens.
+
+    Args:
+        name: `"grid"`, `"plane_xt"`, `"structure"`, `"motion"`, `"query"`…
+        axes: the video axes that the block has, a subsequence of `"thw"`; `""` for holistic tokens without a place.
+        stride: pixels (frames for t) per token along each of those axes.
+        channels: length of a token's vector.
+        codebooks: size of each codebook of a discrete part, in the order of `ids[..., q]`; `()` = continuous.
+        count: tokens at each place (learned queries: `axes=""`, `count=1024`).
+        first_frame_alone: the first frame of a video has a row of tokens by itself (causal tokenizers), so that
+            `frames` gives `1 + ceil((frames - 1) / stride)` rows.
+    """
+
+    name: str
+    axes: str
+    stride: tuple[int, ...]
+    channels: int
+    codebooks: tuple[int, ...] = ()
+    count: int = 1
+    first_frame_alone: bool = False
+
+    def __post_init__(self):
+        if [axis for axis in AXES if axis in self.axes] != list(self.axes):
+            raise ValueError(f"axes must be a subsequence of 'thw' in that order, got {self.axes!r}")
+        if len(self.stride) != len(self.axes):
+            raise ValueError(f"axes {self.axes!r} need {len(self.axes)} strides, got {self.stride}")
+        if self.first_frame_alone and "t" not in self.axes:
+            raise ValueError(f"part {self.name!r} has no time axis, so first_frame_alone must be False")
+
+    def grid(self, size: VideoSize, *, start: int = 0) -> tuple[int, ...]:
+        """Tokens along each axis for `size`; `start` > 0 when the frames continue a stream."""
+        rows = []
+        for axis, stride in zip(self.axes, self.stride, strict=True):
+            extent = size[AXES.index(axis)]
+            if axis == "t" and self.first_frame_alone and start == 0:
+                rows.append(1 + math.ceil((extent - 1) / stride))
+            else:
+                rows.append(math.ceil(extent / stride))
+        return tuple(rows)
+
+    def num_tokens(self, size: VideoSize, *, start: int = 0) -> int:
+        return self.count * math.prod(self.grid(size, start=start))
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """All that a generator may know about a tokenizer; JSON-able.
+
+    Args:
+        parts: blocks of tokens, concatenated in this order. Either all are discrete or none is.
+        causal: later frames never change earlier tokens.
+        streamable: `encode_stream` and `decode_stream` hold constant memory.
+    """
+
+    parts: tuple[LatentPart, ...]
+    causal: bool
+    streamable: bool
+
+    def __post_init__(self):
+        discrete = {bool(part.codebooks) for part in self.parts}
+        if len(discrete) != 1:
+            raise ValueError("a spec needs at least one part, and either all parts or none have codebooks")
+        if self.discrete and len({len(part.codebooks) for part in self.parts}) != 1:
+            raise ValueError("all parts of a discrete spec must have the same number of codebooks")
+
+    @property
+    def discrete(self) -> bool:
+        return bool(self.parts[0].codebooks)
+
+    @property
+    def channels(self) -> int:
+        """Length of the token vectors; parts with fewer channels are padded with zeros."""
+        return max(part.channels for part in self.parts)
+
+    @property
+    def num_codebooks(self) -> int:
+        return len(self.parts[0].codebooks)
+
+    @property
+    def is_grid(self) -> bool:
+        """One `thw` part with one token a place: the plain case that windows and patchify need."""
+        return len(self.parts) == 1 and self.parts[0].axes == "thw" and self.parts[0].count == 1
+
+    @property
+    def unit(self) -> tuple[int, int, int]:
+        """Smallest stride over the parts along t, h, w: the unit in which generators measure positions."""
+        smallest = []
+        for axis in AXES:
+            strides = [part.stride[part.axes.index(axis)] for part in self.parts if axis in part.axes]
+            smallest.append(min(strides, default=1))
+        return smallest[0], smallest[1], smallest[2]
+
+    def grid(self, size: VideoSize, part: int = 0, *, start: int = 0) -> tuple[int, ...]:
+        """Token grid of one part; sizes that do not divide round up (encode pads, decode crops)."""
+        return self.parts[part].grid(size, start=start)
+
+    def num_tokens(self, size: VideoSize, *, start: int = 0) -> int:
+        return sum(part.num_tokens(size, start=start) for part in self.parts)
+
+    def slices(self, size: VideoSize, *, start: int = 0) -> list[slice]:
+        """Where each part lies in the token axis."""
+        slices, first = [], 0
+        for part in self.parts:
+            count = part.num_tokens(size, start=start)
+            slices.append(slice(first, first + count))
+            first += count
+        return slices
+
+    def coordinates(self, size: VideoSize, *, start: int = 0) -> Tensor:
+        """Place of every token: `n 5` long tensor of (part, ordinal within the part, t, y, x).
+
+        t is in frames and y, x in pixels, `index * stride` along each axis of the part and -1 along an axis that
+        the part does not have. With a lone first frame the row of frames 1…s has t = s.
+        """
+        rows = []
+        for number, part in enumerate(self.parts):
+            grid = part.grid(size, start=start)
+            ticks = [torch.arange(part.count)]
+            for axis, stride, extent in zip(part.axes, part.stride, grid, strict=True):
+                offset = start + stride - 1 if axis == "t" and start > 0 and part.first_frame_alone else 0
+                if axis == "t" and not part.first_frame_alone:
+                    offset = start
+                ticks.append(torch.arange(extent) * stride + offset)
+            mesh = torch.meshgrid(*ticks, indexing="ij")
+            places = {axis: plane.reshape(-1) for axis, plane in zip(part.axes, mesh[1:], strict=True)}
+            count = mesh[0].numel()
+            absent = torch.full((count,), NO_PLACE)
+            columns = [torch.full((count,), number), torch.arange(count)]
+            rows.append(torch.stack(columns + [places.get(axis, absent) for axis in AXES], dim=1))
+        return torch.cat(rows)
+
+    def bits(self, size: VideoSize) -> float | None:
+        """Fixed-length bits of the ids of one video, `None` for continuous latents."""
+        if not self.discrete:
+            return None
+        return sum(p.num_tokens(size) * sum(math.log2(codes) for codes in p.codebooks) for p in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "LatentSpec":
+        parts = []
+        for part in fields["parts"]:
+            parts.append(LatentPart(**{**part, "stride": tuple(part["stride"]), "codebooks": tuple(part["codebooks"])}))
+        return cls(parts=tuple(parts), causal=fields["causal"], streamable=fields["streamable"])
+
+
+@dataclass
+class Latents:
+    """Tokens of a batch of equally sized videos.
+
+    Args:
+        tokens: `b n c`, about unit variance (the tokenizer's frozen statistics are applied).
+        ids: `b n q` long, one index per codebook; present exactly when the spec is discrete.
+        size: the (frames, height, width) that `decode` gives back.
+        spec: what the tokens are.
+        length: `b` long, valid prefix of each sample, for variable-rate tokenizers.
+        start: absolute index of the first frame; > 0 for a chunk that continues a stream.
+    """
+
+    tokens: Tensor
+    ids: Tensor | None
+    size: VideoSize
+    spec: LatentSpec
+    length: Tensor | None = None
+    start: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        expected = self.spec.num_tokens(self.size, start=self.start)
+        if self.tokens.shape[1] != expected:
+            raise ValueError(f"a video of {self.size} has {expected} tokens, got {self.tokens.shape[1]}")
+        if (self.ids is not None) != self.spec.discrete:
+            raise ValueError("ids must be given exactly when the spec has codebooks")
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, samples: slice) -> "Latents":
+        ids = None if self.ids is None else self.ids[samples]
+        length = None if self.length is None else self.length[samples]
+        return Latents(self.tokens[samples], ids, self.size, self.spec, length, self.start)
+
+    def grid(self, part: int = 0) -> Tensor:
+        """`b c t h w` view of a part that has all three axes."""
+        described = self.spec.parts[part]
+        if described.axes != "thw" or described.count != 1:
+            raise ValueError(
+                f"part {described.name!r} has axes {described.axes!r} and {described.count} tokens a place; "
+                "only a 'thw' part with one token a place has a grid"
+            )
+        tokens = self.tokens[:, self.spec.slices(self.size, start=self.start)[part], : described.channels]
+        t, h, w = described.grid(self.size, start=self.start)
+        return rearrange(tokens, "b (t h w) c -> b c t h w", t=t, h=h, w=w)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Latents":
+        """Move the tensors; a dtype applies to the tokens only."""
+        tokens = self.tokens.to(*args, **kwargs)
+        ids = None if self.ids is None else self.ids.to(tokens.device)
+        length = None if self.length is None else self.length.to(tokens.device)
+        return Latents(tokens, ids, self.size, self.spec, length, self.start)
+
+    @staticmethod
+    def collate(samples: list["Latents"]) -> "Latents":
+        """Stack samples of equal size and spec into one batch."""
+        first = samples[0]
+        if any(s.size != first.size or s.spec != first.spec or s.start != first.start for s in samples):
+            raise ValueError("latents of one batch must have the same size and spec; group the clips by size first")
+        ids = None if first.ids is None else torch.cat([s.ids for s in samples if s.ids is not None])
+        length = None if first.length is None else torch.cat([s.length for s in samples if s.length is not None])
+        return Latents(torch.cat([s.tokens for s in samples]), ids, first.size, first.spec, length, first.start)
+
+    @staticmethod
+    def join(chunks: list["Latents"]) -> "Latents":
+        """Concatenate consecutive chunks of a stream along time (specs of one part with a leading t axis)."""
+        first = chunks[0]
+        if len(first.spec.parts) != 1 or not first.spec.parts[0].axes.startswith("t"):
+            raise ValueError("only latents with one part and a leading time axis join along time")
+        frames, height, width = sum(chunk.size[0] for chunk in chunks), first.size[1], first.size[2]
+        ids = None if first.ids is None else torch.cat([c.ids for c in chunks if c.ids is not None], dim=1)
+        tokens = torch.cat([chunk.tokens for chunk in chunks], dim=1)
+        return Latents(tokens, ids, (frames, height, width), first.spec, None, first.start)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file that `load` reads; `metadata` travels along."""
+        tensors = {"ids": self.ids} if self.ids is not None else {}
+        tensors["tokens"] = self.tokens
+        if self.length is not None:
+            tensors["length"] = self.length
+        header = {"size": json.dumps(self.size), "start": str(self.start), "spec": json.dumps(self.spec.to_json())}
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, path, metadata={**self.metadata, **header})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Latents":
+        with safe_open(str(path), framework="pt") as file:
+            header = dict(file.metadata() or {})
+            if not {"size", "start", "spec"} <= header.keys():
+                raise ValueError(f"{path} is not a latents file: its header has no size and spec")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        frames, height, width = json.loads(header.pop("size"))
+        start, spec = int(header.pop("start")), LatentSpec.from_json(json.loads(header.pop("spec")))
+        ids, length = tensors.get("ids"), tensors.get("length")
+        return cls(tensors["tokens"], ids, (frames, height, width), spec, length, start, header)

@@ -1,0 +1,16 @@
+"""Normalisation that never mixes positions, so that streams and tiles stay exact."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelRMSNorm(nn.Module):
+    """Root-mean-square norm over the channels of each position of `b c …` (Zhang & Sennrich 2019)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6).to(x.dtype)
+        return x * scale * self.weight.to(x.dtype).view(-1, *[1] * (x.ndim - 2))

@@ -1,0 +1,159 @@
+"""Transformer blocks of the generators: self-attention over a 3D pattern, cross-attention to text, feed-forward."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidgen.kernels import AttentionSpec, attention3d
+from vidgen.nn.positions import rotate
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of one attention layer, in memory that is allocated once.
+
+    Args:
+        keys, values: `b h n d` for all n positions of the sequence.
+        filled: positions that are valid so far.
+    """
+
+    keys: Tensor
+    values: Tensor
+    filled: int = 0
+
+    @classmethod
+    def empty(cls, batch: int, heads: int, length: int, head_channels: int, *, like: Tensor) -> "KeyValueCache":
+        shape = (batch, heads, length, head_channels)
+        return cls(like.new_zeros(shape), like.new_zeros(shape))
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the next positions and give back all so far."""
+        end = self.filled + keys.shape[2]
+        self.keys[:, :, self.filled : end] = keys
+        self.values[:, :, self.filled : end] = values
+        self.filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Self-attention with RMS-normalised queries and keys (QK-norm) and rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q = rotate(self.norm_q(q), *turns).to(v.dtype)
+        k = rotate(self.norm_k(k), *turns).to(v.dtype)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        attended = attention3d(q, k, v, pattern)
+        return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens to condition states."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_kv = nn.Linear(width, 2 * width, bias=False)
+        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """`b n d`, `b l d`, boolean `b l` or `b n l` (which tokens see which states) -> `b n d`."""
+        q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(self.to_kv(states), "b l (two h d) -> two b h l d", two=2, h=self.heads)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, width: int, *, expansion: float) -> None:
+        super().__init__()
+        hidden = int(width * expansion * 2 / 3) // 8 * 8
+        self.to_hidden = nn.Linear(width, 2 * hidden)
+        self.to_out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.to_hidden(x).chunk(2, dim=-1)
+        return self.to_out(F.silu(gate) * value)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: x + self-attention, + cross-attention, + feed-forward."""
+
+    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
+        super().__init__()
+        self.norm_attn = nn.RMSNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm_cross = nn.RMSNorm(width, eps=1e-6)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm_ff = nn.RMSNorm(width, eps=1e-6)
+        self.ff = FeedForward(width, expansion=expansion)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pattern: AttentionSpec,
+        turns: Rotary,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        x = hidden_states
+        x = x + self.attn(self.norm_attn(x), pattern, turns, cache)
+        x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
+        return x + self.ff(self.norm_ff(x))
+
+
+class ModulatedBlock(nn.Module):
+    """The block with scale, shift and gate from the noise level (adaLN-single, PixArt-α, arXiv 2310.00426).
+
+    The modulation of all blocks is one map of the noise level, to which each block adds its own table.
+    """
+
+    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+        self.norm_attn = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm_cross = nn.RMSNorm(width, eps=1e-6)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm_ff = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.ff = FeedForward(width, expansion=expansion)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        modulation: Tensor,
+        pattern: AttentionSpec,
+        turns: Rotary,
+    ) -> Tensor:
+        """`modulation`: `b n 6 d`, or `b 1 6 d` where all tokens have the same noise level."""
+        x = hidden_states
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.modulation).unbind(dim=2)
+        x = x + gate_1 * self.attn(self.norm_attn(x) * (1 + scale_1) + shift_1, pattern, turns)
+        x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
+        return x + gate_2 * self.ff(self.norm_ff(x) * (1 + scale_2) + shift_2)

@@ -1,0 +1,6 @@
+"""Video tokenizers: one interface (`Tokenizer`), one file each."""
+
+from vidgen.tokenizers.base import Critic, Tokenizer
+from vidgen.tokenizers.causal_conv import CausalConvTokenizer
+
+__all__ = ["CausalConvTokenizer", "Critic", "Tokenizer"]

@@ -1,0 +1,108 @@
+"""The interface of every tokenizer: video in, `Latents` out, and back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from vidgen.latents import Latents, LatentSpec
+from vidgen.nn.random import Generators
+
+
+class Critic(Protocol):
+    """Judges a reconstruction beyond its pixel error; owned by training (perceptual distance, discriminator)."""
+
+    def __call__(self, real: Tensor, fake: Tensor, *, pixel_loss: Tensor, last_layer: Tensor) -> dict[str, Tensor]:
+        """Weighted loss terms for videos `b 3 t h w` in [-1, 1].
+
+        `pixel_loss` and `last_layer` (a weight of the decoder) let an adversarial term balance its gradient
+        (VQGAN, arXiv 2012.09841, equation 7).
+        """
+        ...
+
+
+class Tokenizer(ModelMixin, ConfigMixin, ABC):
+    """Video ↔ tokens.
+
+    Every tokenizer gives back exactly as many frames of exactly that size for any video of ≥ 1 frames.
+    Tokens are standardised by `latent_mean` and `latent_std` (`c` each, buffers, frozen after training).
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def register_statistics(self, channels: int) -> None:
+        self.register_buffer("latent_mean", torch.zeros(channels))
+        self.register_buffer("latent_std", torch.ones(channels))
+
+    @property
+    @abstractmethod
+    def spec(self) -> LatentSpec:
+        """What the tokens are."""
+
+    @abstractmethod
+    def encode(self, video: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Latents:
+        """Tokens of `b 3 t h w` in [-1, 1], any t ≥ 1, any h, w.
+
+        `sample` draws from the posterior of a stochastic bottleneck with one generator per sample; otherwise its mode.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Latents, *, steps: int | None = None, generators: Generators | None = None) -> Tensor:
+        """Video `b 3 t h w` of exactly `latents.size`, in [-1, 1].
+
+        Discrete latents decode their ids. `steps` and `generators` are for decoders that denoise.
+        """
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
+        """Latents of a video that comes in chunks `b 3 t h w` of any lengths, in constant memory."""
+        raise ValueError(f"{type(self).__name__} sees the whole clip at once (spec.streamable is False); use encode")
+
+    def decode_stream(self, chunks: Iterable[Latents]) -> Iterator[Tensor]:
+        """Video chunks of latents that come in chunks of any lengths, in constant memory."""
+        raise ValueError(f"{type(self).__name__} sees the whole clip at once (spec.streamable is False); use decode")
+
+    @abstractmethod
+    def training_losses(
+        self, video: Tensor, *, generators: Generators, critic: Critic | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted terms whose sum is to be minimised; each tokenizer knows its own training."""
+
+    @abstractmethod
+    def reals_from_ids(self, ids: Tensor) -> Tensor:
+        """`b n q -> b n c`: standardised tokens of ids."""
+
+    @abstractmethod
+    def ids_from_reals(self, tokens: Tensor) -> Tensor:
+        """`b n c -> b n q`: ids of the codes nearest to standardised tokens."""
+
+    def standardise(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.latent_mean.to(vectors.dtype)) / self.latent_std.to(vectors.dtype)
+
+    def unstandardise(self, tokens: Tensor) -> Tensor:
+        return tokens * self.latent_std.to(tokens.dtype) + self.latent_mean.to(tokens.dtype)
+
+    @torch.no_grad()
+    def fit_statistics(self, videos: Iterable[Tensor]) -> None:
+        """Measure `latent_mean` and `latent_std` over `videos` (`b 3 t h w` each); once, after training."""
+        count, total, squares = 0, torch.zeros(0), torch.zeros(0)
+        for video in videos:
+            vectors = self.unstandardise(self.encode(video).tokens).double().flatten(0, 1)
+            sums = vectors.sum(0), vectors.square().sum(0)
+            total, squares = sums if count == 0 else (total + sums[0], squares + sums[1])
+            count += vectors.shape[0]
+        if count == 0:
+            raise ValueError("expected at least one video to measure the latent statistics on, got none")
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(deviation.clamp(min=1e-4))
+
+
+def last_layer_of(module: nn.Module) -> Tensor:
+    """The last weight with at least two dimensions: where an adversarial term measures its gradient."""
+    return [weight for weight in module.parameters() if weight.ndim >= 2][-1]

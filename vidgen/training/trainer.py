@@ -1,0 +1,401 @@
+"""The training loop: one for tokenizers and generators, on one process or many, resumable bit by bit."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
+from vidgen.training.config import OptimiserConfig, Run
+from vidgen.training.critic import DiscriminatorStep, ReconstructionCritic
+from vidgen.training.ema import MovingAverage
+from vidgen.training.order import GLOBAL, DataOrder, MicroBatches, noise_generators, positions_of, seed_of
+from vidgen.training.progress import TrainingProgress
+from vidgen.training.sample_videos import add_video, save_gif
+from vidgen.training.step import Batch, TrainingStep
+
+SHOWN_CLIPS = 4
+MAXIMAL_SKIPS = 50  # fp16 steps in a row that the loss scaler may skip before that counts as divergence
+# What a resumed run may not change: the rest of its first part would be another run's.
+FIXED_FIELDS = ("preset", "tiny", "data", "batch_size", "accumulation", "seed", "init_from", "freeze")
+
+
+class TrainingDiverged(ValueError):
+    """Loss or gradient is no longer a number."""
+
+
+class Opponent:
+    """The discriminator with its optimiser, trained on the pairs that the critic judged."""
+
+    def __init__(self, critic: ReconstructionCritic, optimiser: OptimiserConfig) -> None:
+        assert critic.discriminator is not None
+        self.critic, self.config = critic, optimiser
+        self.step = DiscriminatorStep(critic.discriminator)
+        self.optimiser = build_optimiser(self.step, optimiser)
+
+
+class Trainer:
+    """Trains `step` as `run` says.
+
+    Args:
+        items: map-style dataset of dicts that `collate` joins.
+        endless: the dataset is a world that never runs out: every step takes fresh items.
+        validation: items of the validation split, None for no validation.
+        opponent: the discriminator's part, if there is one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        accelerator: Accelerator,
+        step: TrainingStep,
+        items: Dataset,
+        endless: bool,
+        collate: Callable[[list[dict]], Batch],
+        validation: Dataset | None,
+        opponent: Opponent | None = None,
+    ) -> None:
+        self.run, self.accelerator = run, accelerator
+        self.items, self.collate, self.validation, self.opponent = items, collate, validation, opponent
+        self.order = DataOrder(None if endless else len(items), run.batch_size, seed=run.seed)  # pyright: ignore[reportArgumentType]
+        self.checkpoints = CheckpointFolder(run.output_dir / "checkpoints", keep=run.keep)
+        step.to(accelerator.device)
+        self.bare = step
+        self.average = MovingAverage(step, decay=run.ema_decay)
+        self.optimiser = accelerator.prepare(build_optimiser(step, run.optimiser))
+        self.wrapped: nn.Module = accelerator.prepare(step)
+        if opponent is not None:
+            self.wrapped_opponent: nn.Module = accelerator.prepare(opponent.step)
+            opponent.optimiser = accelerator.prepare(opponent.optimiser)
+        self.best = math.inf
+        self.skips = 0
+
+    def fit(self) -> Path:
+        """Train to the last step; returns the folder of the exported model.
+
+        Raises:
+            TrainingDiverged: a loss or gradient is NaN or infinite; names the step and the batch. Checkpoints stay.
+            CheckpointNotWritten: no room on the disk; earlier checkpoints stay.
+            ValueError: the run folder and `run` do not fit together.
+        """
+        run = self.run
+        start = self._begin()
+        model_folder = run.output_dir / "model"
+        batches = self._batches(start)
+        progress = TrainingProgress(
+            start=start, steps=run.steps, batch_size=run.batch_size, shown=self.accelerator.is_main_process
+        )
+        with progress:
+            if start:
+                progress.say(f"resumed after step {start}")
+            for step in range(start, run.steps):
+                began = time.perf_counter()
+                losses = self._train(step, batches)
+                progress.advance(time.perf_counter() - began)
+                done = step + 1
+                if done % run.log_every == 0 or done == run.steps:
+                    scalars = {name: float(value) for name, value in losses.items()}
+                    clips = progress.report(done, scalars)
+                    rate = run.optimiser.learning_rate * rate_at(step, run.optimiser, steps=run.steps)
+                    self._log({f"train/{name}": value for name, value in scalars.items()}, step=done)
+                    self._log({"train/learning_rate": rate, "train/clips_per_second": clips}, step=done)
+                if run.sample_every and (done % run.sample_every == 0 or done == run.steps):
+                    self._show(done)
+                score = None
+                if self.validation is not None and run.validate_every:
+                    if done % run.validate_every == 0 or done == run.steps:
+                        score = self._validate(done, progress)
+                improved = score is not None and score < self.best
+                if improved:
+                    self.best = score
+                if improved or done % run.checkpoint_every == 0 or done == run.steps:
+                    self._save(done, score, best=improved)
+                    progress.say(f"checkpoint after step {done}")
+        self.accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)  # the next run of this process may have another precision
+        return model_folder
+
+    # one step
+
+    def _train(self, step: int, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        run, accelerator = self.run, self.accelerator
+        self.bare.train()
+        self._set_rates(step)
+        totals: dict[str, Tensor] = {}
+        seen: list[str] = []
+        for micro in range(run.accumulation):
+            batch = next(batches)
+            batch["step"] = step
+            seen += batch["id"]
+            self._seed_library_noise(step, micro)
+            generators = noise_generators(run.seed, step, positions=self._positions(micro))
+            last = micro == run.accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                terms = self.wrapped(batch, generators)
+                loss = torch.stack([term.float() for term in terms.values()]).sum()
+                accelerator.backward(loss / run.accumulation)
+            add_terms(totals, {"loss": loss, **terms}, share=1 / run.accumulation)
+            if self.opponent is not None and self.opponent.critic.judged is not None:
+                real, fake = self.opponent.critic.judged
+                self.opponent.critic.judged = None
+                with nullcontext() if last else accelerator.no_sync(self.wrapped_opponent):
+                    verdict = self.wrapped_opponent(real, fake)
+                    accelerator.backward(verdict / run.accumulation)
+                add_terms(totals, {"discriminator": verdict}, share=1 / run.accumulation)
+        limit = run.optimiser.clip_norm or math.inf
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
+        totals["gradient_norm"] = torch.as_tensor(norm)
+        self._check(step, totals, seen)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.opponent is not None and "discriminator" in totals:
+            limit = self.opponent.config.clip_norm or math.inf
+            accelerator.clip_grad_norm_(self.wrapped_opponent.parameters(), limit)
+            self.opponent.optimiser.step()
+            self.opponent.optimiser.zero_grad(set_to_none=True)
+        self.average.update()
+        return totals
+
+    def _set_rates(self, step: int) -> None:
+        optimisers = [(self.optimiser, self.run.optimiser)]
+        if self.opponent is not None:
+            optimisers.append((self.opponent.optimiser, self.opponent.config))
+        for optimiser, config in optimisers:
+            rate = config.learning_rate * rate_at(step, config, steps=self.run.steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    def _seed_library_noise(self, step: int, micro: int) -> None:
+        """Libraries draw from the global generators; a function of the step makes that resumable."""
+        seed = seed_of(self.run.seed, GLOBAL, step, micro, self.accelerator.process_index)
+        torch.manual_seed(seed)
+        random.seed(seed)
+
+    def _positions(self, micro: int) -> range:
+        return positions_of(
+            micro,
+            batch_size=self.run.batch_size,
+            accumulation=self.run.accumulation,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def _check(self, step: int, totals: dict[str, Tensor], seen: list[str]) -> None:
+        judged = [name for name in ("loss", "discriminator", "gradient_norm") if name in totals]
+        values = torch.stack([totals[name].detach().float() for name in judged]).tolist()  # one wait for the device
+        if all(math.isfinite(value) for value in values):
+            self.skips = 0
+            return
+        scaler_handles_it = self.run.precision == "fp16" and math.isfinite(values[0])
+        self.skips += 1
+        if scaler_handles_it and self.skips <= MAXIMAL_SKIPS:
+            return
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in totals.items())
+        saved = self.checkpoints.steps()
+        kept = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "there is no checkpoint yet"
+        raise TrainingDiverged(
+            f"training stopped at step {step + 1}: a loss or gradient is not a finite number ({terms}); batch: "
+            f"{', '.join(seen)}; {kept}. Look at these clips, lower the learning rate or use --precision fp32"
+        )
+
+    # data
+
+    def _batches(self, start: int) -> Iterator[Batch]:
+        sampler = MicroBatches(
+            self.order,
+            start=start,
+            stop=self.run.steps,
+            accumulation=self.run.accumulation,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        loader = DataLoader(
+            self.items,
+            batch_sampler=sampler,
+            num_workers=self.run.workers,
+            collate_fn=self.collate,
+            generator=torch.Generator(),  # workers' seeds must not come from the global generator
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for batch in loader:
+            yield self._on_device(batch)
+
+    def _validation_batches(self, share: int) -> Iterator[tuple[range, Batch]]:
+        assert self.validation is not None
+        count = len(self.validation)  # pyright: ignore[reportArgumentType]
+        for first in range(0, count, share):
+            positions = range(first, min(first + share, count))
+            batch = self._on_device(self.collate([self.validation[position] for position in positions]))
+            yield positions, {**batch, "step": 0}
+
+    def _on_device(self, batch: Batch) -> Batch:
+        device = self.accelerator.device
+        if device.type == "cpu":
+            return batch
+        return {
+            name: value.to(device, non_blocking=True) if hasattr(value, "to") else value for name, value in batch.items()
+        }
+
+    # what happens between steps
+
+    def _validate(self, done: int, progress: TrainingProgress) -> float:
+        """Mean loss of the averaged weights over the validation split, each process taking every nth batch."""
+        share = max(1, self.run.batch_size // (self.run.accumulation * self.accelerator.num_processes))
+        sums: dict[str, Tensor] = {}
+        count = 0
+        self.bare.eval()
+        with self.average.swapped_in(), torch.no_grad(), self.accelerator.autocast():
+            for number, (positions, batch) in enumerate(self._validation_batches(share)):
+                if number % self.accelerator.num_processes != self.accelerator.process_index:
+                    continue
+                torch.manual_seed(seed_of(self.run.seed, GLOBAL, number))
+                terms = self.bare.evaluate(batch, noise_generators(self.run.seed, 0, positions=positions))
+                add_terms(sums, terms, share=len(positions))
+                count += len(positions)
+        names = sorted(sums) if sums else []
+        totals = torch.stack([*(sums[name].float() for name in names), torch.tensor(float(count), device=self.accelerator.device)])
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        assert isinstance(totals, Tensor)
+        means = dict(zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True))
+        score = sum(means.values())
+        self._log({"validation/loss": score, **{f"validation/{name}": value for name, value in means.items()}}, step=done)
+        progress.say(f"validation after step {done}: {score:.4f}" + ("  (best)" if score < self.best else ""))
+        return score
+
+    def _show(self, done: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        source = self.items if self.validation is None else self.validation
+        batch = self._on_device(self.collate([source[index] for index in range(min(SHOWN_CLIPS, len(source)))]))  # pyright: ignore[reportArgumentType]
+        self.bare.eval()
+        with self.average.swapped_in(), torch.no_grad(), self.accelerator.autocast():
+            videos = self.bare.samples(
+                {**batch, "step": done}, noise_generators(self.run.seed, 0, positions=range(len(batch["id"])))
+            )
+        save_gif(self.run.output_dir / "samples" / f"step-{done:08d}.gif", videos)
+        add_video(self.accelerator.get_tracker("tensorboard", unwrap=True), "samples", videos, step=done)
+
+    def _log(self, values: dict[str, float], *, step: int) -> None:
+        self.accelerator.log(values, step=step)
+
+    # saving and resuming
+
+    def _begin(self) -> int:
+        """Prepare the run folder; returns the number of steps already done."""
+        run, folder = self.run, self.run.output_dir
+        described = folder / "run.json"
+        saved = self.checkpoints.steps()
+        if saved and not run.resume:
+            raise ValueError(
+                f"{folder} already holds a run of {saved[-1]} steps; go on with it (--resume) or choose another --output-dir"
+            )
+        if run.resume and described.is_file():
+            before = type(run).load(described)
+            changed = [name for name in FIXED_FIELDS if getattr(before, name) != getattr(run, name)]
+            if changed:
+                name = changed[0]
+                raise ValueError(
+                    f"cannot resume {folder}: {name} was {getattr(before, name)} and is now {getattr(run, name)}; "
+                    "give it as before, or start another run from these weights with --init-from"
+                )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace(run, resume=False).save(described)  # the file must be enough to repeat the run from its start
+        self.accelerator.init_trackers("tensorboard")
+        if not saved:
+            return 0
+        if saved[-1] > run.steps:
+            raise ValueError(f"{folder} has already done {saved[-1]} steps, more than the {run.steps} asked for; raise --steps")
+        self._restore(self.checkpoints.load(saved[-1]))
+        best = self.checkpoints.best()
+        if best is not None:
+            self.best = self.checkpoints.header(best)["validation"]
+        return saved[-1]
+
+    def _save(self, done: int, score: float | None, *, best: bool) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            training = {"optimiser": self.optimiser.state_dict(), "updates": self.average.updates}
+            if self.accelerator.scaler is not None:
+                training["scaler"] = self.accelerator.scaler.state_dict()
+            if self.opponent is not None:
+                training["discriminator"] = self.opponent.step.state_dict()
+                training["discriminator_optimiser"] = self.opponent.optimiser.state_dict()
+            self.checkpoints.save(
+                Checkpoint(
+                    step=done,
+                    weights=self.bare.state_dict(),
+                    averages=self.average.state_dict(),
+                    training=training,
+                    header={"validation": score},
+                )
+            )
+            self.bare.eval()
+            with self.average.swapped_in():
+                self.bare.export(self.run.output_dir / "model")
+                if best:
+                    self.bare.export(self.run.output_dir / "best")
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.bare.load_state_dict(checkpoint.weights)
+        self.average.load_state_dict(checkpoint.averages, updates=checkpoint.training["updates"])
+        self.optimiser.load_state_dict(checkpoint.training["optimiser"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
+        if self.opponent is not None:
+            self.opponent.step.load_state_dict(checkpoint.training["discriminator"])
+            self.opponent.optimiser.load_state_dict(checkpoint.training["discriminator_optimiser"])
+
+
+def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator:
+    """Accelerate, set up for a run. ValueError when the precision does not fit the device."""
+    accelerator = Accelerator(
+        cpu=run.device == "cpu",
+        mixed_precision="no" if run.precision == "fp32" else run.precision,
+        log_with="tensorboard",
+        project_dir=run.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=finds_unused_parameters)],
+    )
+    if run.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; use --precision bf16 or fp32")
+    return accelerator
+
+
+def build_optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; vectors (biases, norms) do not decay."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    if not trained:
+        raise ValueError("nothing is left to train: every parameter is frozen")
+    groups: Iterable[dict] = (
+        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
+    )
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
+
+
+def rate_at(step: int, config: OptimiserConfig, *, steps: int) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then a cosine to `final_rate`."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    way = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(way, 1.0)))
+
+
+def add_terms(totals: dict[str, Tensor], terms: dict[str, Tensor], *, share: float) -> None:
+    """Add `share` of each term to the totals."""
+    for name, term in terms.items():
+        value = term.detach().float() * share
+        totals[name] = value if name not in totals else totals[name] + value
