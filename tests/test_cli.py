@@ -1,5 +1,6 @@
 """The command line: help that needs no manual, and every user mistake in one line with exit code 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,9 @@ def test_an_empty_folder_of_clips_is_named(vidgen, tmp_path):
 
 def test_debug_shows_where_the_mistake_came_from(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.mp4"):
-        main(["reconstruct", str(tmp_path / "nothing.mp4"), "--tokenizer", "x", "-o", str(tmp_path / "o.mp4"), "--debug"])
+        main(
+            ["reconstruct", str(tmp_path / "nothing.mp4"), "--tokenizer", "x", "-o", str(tmp_path / "o.mp4"), "--debug"]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,157 @@ def clip(tmp_path_factory) -> Path:
     video = torch.rand(3, 5, 21, 35, generator=torch.Generator().manual_seed(0)) * 2 - 1
     write_video(path, video, fps=10)
     return path
+
+
+@pytest.fixture(scope="module")
+def saved_tokenizer(tmp_path_factory) -> Path:
+    """A folder with a tiny untrained tokenizer."""
+    from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+
+    folder = tmp_path_factory.mktemp("models") / "tokenizer"
+    TOKENIZER_PRESETS["shapes-fsq"].tiny().build().save_pretrained(folder)
+    return folder
+
+
+def test_a_reconstruction_has_the_frames_size_and_rate_of_its_clip(vidgen, clip, saved_tokenizer, tmp_path):
+    from vidgen.data import iter_frames, probe
+
+    back = tmp_path / "back.mp4"
+    code, output, errors = vidgen("reconstruct", clip, "--tokenizer", saved_tokenizer, "-o", back)
+    assert (code, errors) == (0, [])
+    assert [frame.shape for frame in iter_frames(back)] == [(21, 35, 3)] * 5
+    assert probe(back).fps == 10
+    assert str(back) in output
+
+
+def test_tokens_on_disk_decode_to_what_the_tokenizer_gives(vidgen, clip, saved_tokenizer, tmp_path):
+    import vidgen as library
+    from vidgen.data import read_video, to_tensor
+    from vidgen.latents import Latents
+
+    code, _, errors = vidgen("tokenize", clip.parent, "--tokenizer", saved_tokenizer, "-o", tmp_path)
+    assert (code, errors) == (0, [])
+    stored = Latents.load(tmp_path / "clip.mp4.safetensors")
+    tokenizer = library.load(str(saved_tokenizer)).eval()
+    with torch.inference_mode():
+        expected = tokenizer.encode(to_tensor(read_video(clip).frames)[None])
+    assert stored.size == (5, 21, 35)
+    assert stored.ids is not None and expected.ids is not None
+    assert torch.equal(stored.ids, expected.ids)
+
+
+def test_unreadable_clips_are_named_and_the_others_are_tokenized(vidgen, clip, saved_tokenizer, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "good.mp4").write_bytes(clip.read_bytes())
+    (folder / "letter.mp4").write_text("dear sir or madam")
+    code, _, errors = vidgen("tokenize", folder, "--tokenizer", saved_tokenizer, "-o", tmp_path / "tokens")
+    assert code == 2
+    assert "letter.mp4" in errors[0] and "1 of 2 clips" in errors[1]
+    assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["good.mp4.safetensors"]
+
+
+def test_scores_are_printed_and_written(vidgen, clip, saved_tokenizer, tmp_path):
+    arguments = ("--tokenizer", saved_tokenizer, "--data", clip, "-o", tmp_path / "scores.json")
+    code, output, errors = vidgen("eval", "recon", *arguments)
+    assert (code, errors) == (0, [])
+    assert "PSNR dB" in output and "lpips.alex" in output
+    total = json.loads((tmp_path / "scores.json").read_text())["total"]
+    assert total["frames"] == 5
+    assert (tmp_path / "scores.csv").read_text().count("\n") == 3
+
+
+def test_an_unknown_model_lists_the_nearest_names(vidgen, clip, tmp_path):
+    result = vidgen("reconstruct", clip, "--tokenizer", "shapes-fsk", "-o", tmp_path / "back.mp4")
+    assert_is_a_clear_mistake(result, "'shapes-fsk'", "shapes-fsq")
+
+
+def test_a_folder_that_is_no_model_is_named(vidgen, clip, tmp_path):
+    result = vidgen("reconstruct", clip, "--tokenizer", tmp_path, "-o", tmp_path / "back.mp4")
+    assert_is_a_clear_mistake(result, str(tmp_path))
+
+
+def test_a_tokenizer_cannot_generate(vidgen, saved_tokenizer, tmp_path):
+    result = vidgen("generate", "a star", "--model", saved_tokenizer, "-o", tmp_path / "star.mp4")
+    assert_is_a_clear_mistake(result, "expected a pipeline", "CausalConvTokenizer")
+
+
+def test_a_device_that_is_not_there_is_a_clear_mistake(vidgen, clip, tmp_path):
+    result = vidgen("reconstruct", clip, "--tokenizer", "shapes-fsq", "-o", tmp_path / "back.mp4", "--device", "gpu")
+    assert_is_a_clear_mistake(result, "--device", "'gpu'")
+
+
+def test_an_unknown_preset_lists_the_nearest_names(vidgen, tmp_path):
+    result = vidgen("train-tokenizer", "shapes-fsk", "--output-dir", tmp_path / "run")
+    assert_is_a_clear_mistake(result, "'shapes-fsk'", "shapes-fsq")
+
+
+def test_a_training_option_out_of_range_is_one_line(vidgen, tmp_path):
+    result = vidgen("train-tokenizer", "shapes-fsq", "--output-dir", tmp_path, "--batch-size", 3, "--accumulation", 2)
+    assert_is_a_clear_mistake(result, "batch_size 3", "accumulation 2")
+
+
+def test_presets_are_listed_with_what_they_are(vidgen):
+    code, output, _ = vidgen("models", "--presets")
+    assert code == 0
+    listed = {line.split()[0]: line.split()[1] for line in output.splitlines()}
+    assert listed["base-fsq"] == "tokenizer"
+    assert "pipeline" in listed.values()
+
+
+def test_built_in_models_are_listed_by_the_name_that_loads_them(vidgen):
+    code, output, _ = vidgen("models")
+    assert code == 0
+    names = {line.split()[0] for line in output.splitlines()}
+    assert {"shapes-fsq", "shapes-kl", "shapes-masked", "shapes-flow", "shapes-ar"} <= names
+
+
+@pytest.fixture(scope="module")
+def saved_pipeline(tmp_path_factory) -> Path:
+    """A folder with a tiny untrained masked pipeline."""
+    from vidgen.pipelines.presets import PIPELINE_PRESETS
+    from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+
+    folder = tmp_path_factory.mktemp("models") / "pipeline"
+    tokenizer = TOKENIZER_PRESETS["shapes-fsq"].tiny().build()
+    PIPELINE_PRESETS["shapes-masked"].tiny().build(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_generating_writes_exactly_the_frames_and_size_asked_for(vidgen, saved_pipeline, tmp_path):
+    from vidgen.data import iter_frames
+    from vidgen.latents import Latents
+
+    arguments = ("--num-frames", 6, "--height", 24, "--width", 33, "--steps", 2, "--num-videos", 2)
+    files = ("-o", tmp_path / "star.gif", "--latents", tmp_path / "star.safetensors")
+    code, _, _ = vidgen("generate", "a star", "--model", saved_pipeline, *arguments, *files)
+    assert code == 0
+    for name in ("star-1.gif", "star-2.gif"):
+        assert [frame.shape for frame in iter_frames(tmp_path / name)] == [(24, 33, 3)] * 6
+    assert Latents.load(tmp_path / "star.safetensors").size == (6, 24, 33)
+
+
+def test_a_start_of_another_size_is_a_clear_mistake(vidgen, clip, saved_pipeline, tmp_path):
+    result = vidgen("generate", "x", "--model", saved_pipeline, "--start", clip, "-o", tmp_path / "x.gif")
+    assert_is_a_clear_mistake(result, "(5, 21, 35)")
+
+
+@pytest.mark.slow
+def test_long_clips_are_reconstructed_in_constant_memory(saved_tokenizer, tmp_path):
+    """The peak of a process grows by at most 40 MB from 100 to 1,000 frames of 128x128 (the frames alone: 44 MB)."""
+    from vidgen.data import write_video
+
+    def peak(frames: int) -> int:
+        source, back = tmp_path / f"{frames}.mp4", tmp_path / f"{frames}-back.mp4"
+        write_video(source, (np.full((128, 128, 3), i % 250, np.uint8) for i in range(frames)), fps=25)
+        code = (
+            "import resource, sys, vidgen.cli\n"
+            f"code = vidgen.cli.main(['reconstruct', {str(source)!r}, '--tokenizer', {str(saved_tokenizer)!r}, "
+            f"'-o', {str(back)!r}])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+            "sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return int(done.stdout.split()[-1])  # KiB
+
+    assert peak(1000) - peak(100) < 40 * 1024

@@ -42,7 +42,7 @@ def test_rendered_videos_are_read_right_and_wrong_prompts_fail(objects):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objects", "count"), [(1, 600), (2, 400)])
+@pytest.mark.parametrize(("objects", "count"), [(1, 500), (2, 300)])
 def test_at_least_99_of_100_rendered_videos_are_read_right(objects, count):
     right, wrong = shares(ShapesWorld(objects=(objects,), seed=12), count)
     assert right >= 0.99

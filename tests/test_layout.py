@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "vidgen"
 RECIPE_FOLDERS = ("tokenizers", "pipelines", "eval")
 
-# What each part of the library may import from vidgen. "part" means anything in it; "part.file" means only that file and
-# what `vidgen.part` itself exports, the part's interface. A part may always import itself.
+# What each part of the library may import from vidgen. "part" means anything in it; "part.file" means only that file
+# and what `vidgen.part` itself exports, the part's interface; "front door" means `vidgen.load` and `vidgen.build`.
+# A part may always import itself.
 LAYERS: dict[str, set[str]] = {
     "latents": set(),
     "kernels": set(),
@@ -31,6 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "data": {"latents"},
     "eval": {"latents", "data", "tokenizers.base", "generators.base", "pipelines.base"},
     "training": {
+        "front door",
         "latents",
         "nn",
         "data",
@@ -38,12 +40,15 @@ LAYERS: dict[str, set[str]] = {
         "conditioning",
         "tokenizers.base",
         "tokenizers.discriminator",
+        "tokenizers.presets",
+        "generators.presets",
+        "pipelines.presets",
         "generators.base",
         "pipelines.base",
     },
 }
 # The front door, its presets and the command line put the parts together.
-MAY_IMPORT_ANYTHING = {"__init__", "cli", "pretrained"}
+MAY_IMPORT_ANYTHING = {"__init__", "loading", "registration", "cli", "pretrained"}
 
 
 def library_files() -> list[Path]:
@@ -84,9 +89,9 @@ def imported_names(path: Path) -> Iterator[tuple[str, int]]:
 def allowed(part: str, target: str) -> bool:
     """May a file of `part` import the dotted name `target` (which starts with vidgen.)?"""
     names = target.split(".")[1:]
-    if not names or names[0] == part:
-        return True
-    if names[0] in LAYERS[part]:
+    if not names or names[0] in ("load", "build", "builtin_names"):
+        return "front door" in LAYERS[part]
+    if names[0] == part or names[0] in LAYERS[part]:
         return True
     reachable = {name.split(".")[1] for name in LAYERS[part] if name.startswith(f"{names[0]}.")}
     if not reachable:

@@ -14,6 +14,7 @@ from vidgen.eval import (
     SqueezeNetDistance,
     SqueezeNetFeatures,
     Ssim,
+    merge_across_ranks,
     perceptual_distance,
     wilson_interval,
 )
@@ -124,6 +125,23 @@ def test_merging_shards_in_any_order_is_bit_equal_to_a_single_pass(kind):
         assert merged.compute() == single.compute()
 
 
+def _psnr_of_two_ranks(rank: int, store: str, expected: dict[str, float]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    metric = Psnr()
+    noisy, clean = pair(seed=rank)
+    metric.update(noisy, clean)
+    assert merge_across_ranks(metric).compute() == expected
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # starts two processes
+def test_two_ranks_both_get_the_score_of_a_single_pass(tmp_path):
+    single = Psnr()
+    for seed in (1, 0):
+        single.update(*pair(seed=seed))
+    torch.multiprocessing.spawn(_psnr_of_two_ranks, (str(tmp_path / "store"), single.compute()), nprocs=2)
+
+
 def test_an_exact_sum_keeps_what_floats_lose():
     total = ExactSum()
     for term in (1e16, 1.0, -1e16, 2.0**-30):
@@ -189,10 +207,15 @@ def test_codebook_usage_merges_to_a_single_pass_and_refuses_ids_outside_the_code
 
 
 def test_wilson_interval_of_published_values():
-    # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
-    for right, trials, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
-        interval = wilson_interval(right, trials)
-        assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    # Newcombe (1998), table I, method 3.
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (right, trials), bounds in published.items():
+        assert tuple(wilson_interval(right, trials)) == pytest.approx(bounds, abs=5e-5)
     with pytest.raises(ValueError, match="at least one trial"):
         wilson_interval(0, 0)
 

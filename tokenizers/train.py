@@ -1,4 +1,4 @@
-"""Train a tokenizer: `python tokenizers/train.py PRESET --output-dir DIR`; `accelerate launch` runs it on many processes."""
+"""Train a tokenizer: `python tokenizers/train.py PRESET --output-dir DIR`."""
 
 import sys
 

@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `vidgen` with `arguments` (default: those of the process) and return the exit code.
 
     Returns:
-        0 when all went well, 2 after a mistake that the user can mend, 130 when interrupted. Anything else is an error of
-        vidgen's own and leaves a traceback.
+        0 when all went well, 2 after a mistake that the user can mend, 130 when interrupted. Anything else is an error
+        of vidgen's own and leaves a traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -81,7 +81,9 @@ def find(given: Sequence[str]) -> tuple[Entry, list[str]]:
     if continued:
         raise ValueError(f"`vidgen {given[0]}` needs one more word: {', '.join(continued)}")
     nearest = difflib.get_close_matches(given[0], names, n=3, cutoff=0.5)
-    raise ValueError(f"there is no command {given[0]!r}; {'nearest' if nearest else 'there are'}: {', '.join(nearest or names)}")
+    raise ValueError(
+        f"there is no command {given[0]!r}; {'nearest' if nearest else 'there are'}: {', '.join(nearest or names)}"
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -102,7 +104,7 @@ def parsed(entry: Entry, command: type, rest: Sequence[str]) -> Any:
     except SystemExit as left:
         if left.code == 0:
             raise
-        said = _without_frame(complaint.getvalue())
+        said = _without_frame(complaint.getvalue()).removeprefix(f"Error parsing {command.__name__}: ")
         raise ValueError(f"{said}; see `vidgen {entry.words} --help`") from None
 
 

@@ -9,14 +9,15 @@ from tyro.conf import arg
 from vidgen.cli.loading import Precision, load_tokenizer
 
 WORLD = "shapes"
+UNLIMITED = 1000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Score a tokenizer on clips: PSNR, SSIM, LPIPS, tokens, bits, codebook use, speed and memory.
 
-    Prints a table, and with -o writes a JSON file (everything, with the conventions and the machine) and a CSV file beside it. A
-    column that cannot be computed says why.
+    Prints a table, and with -o writes a JSON file (everything, with the conventions and the machine) and a CSV file
+    beside it. A column that cannot be computed says why.
 
     Example: vidgen eval recon --tokenizer shapes-fsq --data clips/ -o scores/shapes-fsq.json
     """
@@ -73,7 +74,10 @@ def run(command: Command) -> None:
     report = evaluate_reconstruction(
         tokenizer, clips, name=command.tokenizer, distances=distances, lpips_net=command.lpips_net
     )
-    Console().print(report.table())
+    table = report.table()
+    # A cell cut short tells a number wrong: take the room that the table needs, even where the terminal wraps it.
+    needed = Console(width=UNLIMITED).measure(table).maximum
+    Console(width=max(Console().width, needed)).print(table)
     if command.output is not None:
         for path in report.write(command.output):
             print(f"wrote {path}")

@@ -1,11 +1,10 @@
 """How a command gets the model it was asked for, on the device it was asked for, or one clear line."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
-    from vidgen.pipelines.base import VideoPipeline
     from vidgen.tokenizers.base import Tokenizer
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -28,29 +27,36 @@ def pick_device(wanted: str) -> "torch.device":
 
 def load_tokenizer(name: str, *, device: str, precision: Precision) -> "Tokenizer":
     """The tokenizer called `name` (built-in name, folder, hub id), ready for inference."""
-    import vidgen
     from vidgen.tokenizers.base import Tokenizer
 
     place = pick_device(device)
-    model = vidgen.load(name)
+    model = _load(name, precision)
     if not isinstance(model, Tokenizer):
-        raise ValueError(f"expected a tokenizer, and {name!r} is a {type(model).__name__}; `vidgen models` lists tokenizers")
-    return model.to(place, dtype=_dtype(precision)).eval()
+        raise ValueError(
+            f"expected a tokenizer, and {name!r} is a {type(model).__name__}; `vidgen models` lists tokenizers"
+        )
+    return model.to(place)  # pyright: ignore[reportArgumentType]  diffusers' decorator hides self
 
 
-def load_pipeline(name: str, *, device: str, precision: Precision) -> "VideoPipeline":
-    """The pipeline called `name` (built-in name, folder, hub id), ready for inference."""
-    import vidgen
+def load_pipeline(name: str, *, device: str, precision: Precision) -> Any:
+    """The pipeline called `name` (built-in name, folder, hub id), ready for inference: a `VideoPipeline`."""
     from vidgen.pipelines.base import VideoPipeline
 
     place = pick_device(device)
-    model = vidgen.load(name)
+    model = _load(name, precision)
     if not isinstance(model, VideoPipeline):
-        raise ValueError(f"expected a pipeline, and {name!r} is a {type(model).__name__}; `vidgen models` lists pipelines")
-    return model.to(place, _dtype(precision))
+        raise ValueError(
+            f"expected a pipeline, and {name!r} is a {type(model).__name__}; `vidgen models` lists pipelines"
+        )
+    return model.to(place)
 
 
-def _dtype(precision: Precision) -> "torch.dtype":
+def _load(name: str, precision: Precision) -> Any:
     import torch
+    from diffusers.utils import logging
 
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    import vidgen
+
+    logging.disable_progress_bar()  # of loading, which takes a moment here; sampling keeps its own
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return vidgen.load(name, dtype=dtype)

@@ -1,1 +1,52 @@
-"""`vidgen models`: what `vidgen.load` and `vidgen.build` know by name."""
+"""`vidgen models`: the names that `vidgen.load` and `vidgen.build` know."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """List the built-in models, which load by name and without a network, or the presets to train from.
+
+    Wherever a command takes a model it takes one of these names, a folder with a saved model, or a hub id.
+    """
+
+    presets: bool = False
+    """List the presets in place of the trained models: architectures that `vidgen.build` makes with fresh weights."""
+
+
+def run(command: Command) -> None:
+    """Print the list."""
+    rows = presets() if command.presets else built_in_models()
+    name_width = max((len(name) for name, _, _ in rows), default=0)
+    kind_width = max((len(kind) for _, kind, _ in rows), default=0)
+    for name, kind, about in rows:
+        print(f"{name:<{name_width}}  {kind:<{kind_width}}  {about}")
+
+
+def built_in_models() -> list[tuple[str, str, str]]:
+    """Name, kind and class of every model in `vidgen/pretrained`; tokenizers first."""
+    tokenizers, pipelines = [], []
+    for folder in sorted(path for path in PRETRAINED.iterdir() if path.is_dir()):
+        megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+        if (folder / "model_index.json").is_file():
+            kind, rows, config = "pipeline", pipelines, folder / "model_index.json"
+        elif (folder / "config.json").is_file():
+            kind, rows, config = "tokenizer", tokenizers, folder / "config.json"
+        else:
+            continue
+        class_name = json.loads(config.read_text())["_class_name"]
+        rows.append((folder.name, kind, f"{class_name}, {megabytes:.1f} MB"))
+    return tokenizers + pipelines
+
+
+def presets() -> list[tuple[str, str, str]]:
+    """Name, kind and description of every preset; tokenizers first."""
+    from vidgen.pipelines.presets import PIPELINE_PRESETS
+    from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+
+    tokenizers = [(name, "tokenizer", preset.about) for name, preset in TOKENIZER_PRESETS.items()]
+    return tokenizers + [(name, "pipeline", preset.about) for name, preset in PIPELINE_PRESETS.items()]

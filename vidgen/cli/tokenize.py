@@ -15,8 +15,8 @@ from vidgen.cli.loading import Precision, load_tokenizer
 class Command:
     """Write the tokens of every clip in a folder: one safetensors file for each, under the same name.
 
-    Read a file back with `vidgen.Latents.load(FILE)`; `tokenizer.decode` makes it a video again. A clip that cannot be read is
-    named and left out, the others are written, and the exit code is 2.
+    Read a file back with `vidgen.latents.Latents.load(FILE)`; `tokenizer.decode` makes it a video again. A clip that
+    cannot be read is named and left out, the others are written, and the exit code is 2.
 
     Example: vidgen tokenize clips/ --tokenizer shapes-fsq -o tokens/
     """
@@ -59,4 +59,6 @@ def run(command: Command) -> None:
         frames, height, width = latents.size
         print(f"{path}: {latents.tokens.shape[1]} tokens of {frames} frames of {width}x{height}")
     if unreadable:
-        raise ValueError(f"{unreadable} of {len(clips)} clips could not be read (named above); the others are in {command.output}")
+        raise ValueError(
+            f"{unreadable} of {len(clips)} clips could not be read (named above); the others are in {command.output}"
+        )

@@ -8,6 +8,7 @@ Grammar, for one object and for two:
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -192,7 +193,7 @@ class ShapesWorld(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, object]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"index must be in 0…{self.length - 1}; got {index}")
         scene, generator = self._scene(index)

@@ -20,7 +20,8 @@ VIDEO_SUFFIXES = frozenset(
     + ("ogv", "ogg", "3gp", "y4m", "mxf")
 )
 MAX_BYTES = 8 * 2**30
-# Without these, swscale's fast route darkens colours by up to 3 levels of 255.
+# Without these flags, swscale's fast route darkens colours by up to 3 levels of 255. Its slices in threads overwrite
+# the ends of each other's rows at widths such as 22, so every call asks for one thread.
 EXACT_COLOUR = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
@@ -200,13 +201,15 @@ def _convert(frames: Iterator[TimedFrame], *, path: str | Path, size: tuple[int,
 def _upright_pixels(frame: TimedFrame, *, size: tuple[int, int] | None) -> np.ndarray:
     picture = frame.picture
     if size is None:
-        exact = picture.reformat(format="rgb24", interpolation=Interpolation.BILINEAR | EXACT_COLOUR)
+        exact = picture.reformat(format="rgb24", interpolation=Interpolation.BILINEAR | EXACT_COLOUR, threads=1)
         return np.ascontiguousarray(np.rot90(exact.to_ndarray(), frame.quarter_turns))
     height, width = size if frame.quarter_turns % 2 == 0 else size[::-1]
     scale = max(height / picture.height, width / picture.width)
     scaled_height, scaled_width = max(height, round(picture.height * scale)), max(width, round(picture.width * scale))
     kernel = Interpolation.AREA if scale < 1 else Interpolation.BICUBIC
-    exact = picture.reformat(scaled_width, scaled_height, format="rgb24", interpolation=kernel | EXACT_COLOUR)
+    exact = picture.reformat(
+        scaled_width, scaled_height, format="rgb24", interpolation=kernel | EXACT_COLOUR, threads=1
+    )
     scaled = exact.to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
     cropped = scaled[top : top + height, left : left + width]

@@ -120,6 +120,7 @@ def _yuv_picture(frame: np.ndarray, pixel_format: str) -> av.VideoFrame:
         dst_colorspace=Colorspace.ITU709,
         dst_color_range=ColorRange.MPEG,
         interpolation=Interpolation.BICUBIC | EXACT_COLOUR,
+        threads=1,
     )
 
 

@@ -45,13 +45,14 @@ def draw_prompts(split: Split, count: int, *, seed: int, objects: int = 1) -> li
         raise ValueError(f"expected split selection or test, got {split!r}")
     generator = torch.Generator().manual_seed(seed)
     scenes: dict[str, Scene] = {}
-    tries = 0
+    in_vain = 0
     while len(scenes) < count:
         scene = sample_scene(generator=generator, objects=(objects,))
-        if split_of(scene) == split:
-            scenes.setdefault(scene.caption, scene)
-        tries += 1
-        if tries > 100 * count + 1000:
+        new = scene.caption not in scenes and split_of(scene) == split
+        if new:
+            scenes[scene.caption] = scene
+        in_vain = 0 if new else in_vain + 1
+        if in_vain > 10_000:
             raise ValueError(
                 f"the {split} split has fewer than {count} prompts with {objects} object(s); "
                 f"ask for at most {len(scenes)}"

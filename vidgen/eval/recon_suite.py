@@ -175,7 +175,7 @@ def evaluate_reconstruction(
         missing[f"lpips.{lpips_net}.v0.1"] = why_lpips_is_missing(lpips_net)
     if not any(score.key == "squeezenet.features" for score in scores):
         missing["squeezenet.features"] = (
-            "not computed: give the path of ImageNet SqueezeNet 1.0 weights (squeezenet_weights)"
+            "not computed: give the path of ImageNet SqueezeNet 1.0 weights (--squeezenet-weights FILE)"
         )
     if usage is None:
         for column in ("bits", "bits_per_pixel", "compression_ratio", "codebook.usage", "codebook.perplexity"):

@@ -13,6 +13,7 @@ from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, T
 from vidgen.generators.heads import build_head
 from vidgen.kernels import AttentionSpec
 from vidgen.latents import Latents, LatentSpec
+from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
 from vidgen.nn.random import Generators
 from vidgen.nn.transformer import KeyValueCache, TransformerBlock
@@ -26,7 +27,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
     Args:
         latent_spec: `LatentSpec.to_json()` of the tokenizer.
         text_width: length of the condition states.
-        width, layers, heads: of the transformer.
+        width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
     """
 
@@ -42,6 +43,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         width: int = 256,
         layers: int = 6,
         heads: int = 8,
+        expansion: float = 4.0,
         token_weight: float = 0.5,
     ) -> None:
         super().__init__()
@@ -52,8 +54,8 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
-        self.norm_out = nn.RMSNorm(width, eps=1e-6)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, expansion=expansion) for _ in range(layers))
+        self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
 
     def forward(

@@ -26,7 +26,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
     Args:
         latent_spec: `LatentSpec.to_json()` of the tokenizer.
         text_width: length of the condition states.
-        width, layers, heads: of the transformer.
+        width, layers, heads: of the transformer; expansion: of its feed-forward.
         patch: tokens along (t, h, w) that the transformer takes as one; other than (1, 1, 1) needs a grid spec.
         token_weight: strength of `token_weights` in the loss.
         level_mean, level_std: of the logit-normal noise levels (SD3, arXiv 2403.03206, section 3.1).
@@ -44,6 +44,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
         width: int = 256,
         layers: int = 6,
         heads: int = 8,
+        expansion: float = 4.0,
         patch: tuple[int, int, int] = (1, 1, 1),
         token_weight: float = 0.0,
         level_mean: float = 0.0,
@@ -61,7 +62,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
         self.text_projection = TextProjection(text_width, width)
         self.level_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.to_modulation = nn.Linear(width, 6 * width)
-        self.transformer_blocks = nn.ModuleList(ModulatedBlock(width, heads) for _ in range(layers))
+        self.transformer_blocks = nn.ModuleList(ModulatedBlock(width, heads, expansion=expansion) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.proj_out = nn.Linear(width, folded)

@@ -14,6 +14,7 @@ from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, T
 from vidgen.generators.heads import build_head
 from vidgen.kernels import AttentionSpec
 from vidgen.latents import Latents, LatentSpec
+from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
 from vidgen.nn.random import Generators, rand
 from vidgen.nn.transformer import TransformerBlock
@@ -25,7 +26,7 @@ class MaskedTransformer(Generator, ConfigMixin):
     Args:
         latent_spec: `LatentSpec.to_json()` of the tokenizer.
         text_width: length of the condition states.
-        width, layers, heads: of the transformer.
+        width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
         smallest_ratio: the mask ratio is cos(π/2 · u), at least this (MaskGIT, section 3.1).
     """
@@ -42,6 +43,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         width: int = 256,
         layers: int = 6,
         heads: int = 8,
+        expansion: float = 4.0,
         token_weight: float = 0.5,
         smallest_ratio: float = 0.0,
     ) -> None:
@@ -53,8 +55,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
-        self.norm_out = nn.RMSNorm(width, eps=1e-6)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, expansion=expansion) for _ in range(layers))
+        self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
 
     def forward(

@@ -13,7 +13,7 @@ Layout = Literal["bhnd", "bnhd"]
 
 # The order in which `auto` asks: no mask at all, then a kernel that skips hidden blocks, then the dense mask, and the
 # reference for what nothing else returns (the log-sum-exp on CPU).
-AUTO_ORDER = ("sdpa_reshape", "flex", "sdpa_dense", "reference")
+AUTO_ORDER = ("matmul", "sdpa_reshape", "flex", "sdpa_dense", "reference")
 # Below this many keys one dense masked call is as fast as FlexAttention and needs no compilation.
 FLEX_SMALLEST_KEYS = 1024
 
@@ -64,6 +64,8 @@ def attention3d(
     `backend` is a name of `BACKENDS` or "auto": the first of `sdpa_reshape`, `flex` (CUDA, 1024 keys or more),
     `sdpa_dense`, `reference` that can serve. Returns the output in the layout of q and, with `return_lse`, the natural
     log-sum-exp of the visible scores, float32 `b h n`.
+    Under torch.compile there is no graph break; say `dynamic=False`, because windows of symbolic sizes take a minute
+    to trace (specs kept as attributes of a module are constants either way).
     ValueError: shapes that do not fit the spec, mixed devices or dtypes, a backend that cannot serve (with its reason).
     """
     q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))

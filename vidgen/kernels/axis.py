@@ -41,7 +41,7 @@ class AxisRule:
         return (self.size - query % self.dilation + self.dilation - 1) // self.dilation
 
     def in_window(self, query: Any, key: Any) -> Any:
-        """Window, granularity, dilation, shift and edge; causality is a separate rule because sinks bypass only this."""
+        """Window, granularity, dilation, shift and edge; apart from causality because sinks bypass only this."""
         same_class = (key - query) % self.dilation == 0
         if self.window is None:
             return same_class
@@ -51,7 +51,9 @@ class AxisRule:
             return same_class & (step >= start) & (step < start + self.width)
         # start' = max(0, min(start, length - width)) and start' <= step < start' + width, written as comparisons
         last_start = self.class_length(query) - self.width
-        return same_class & ((step >= start) | (step >= last_start)) & ((step < start + self.width) | (step < self.width))
+        after_start = (step >= start) | (step >= last_start)
+        before_stop = (step < start + self.width) | (step < self.width)
+        return same_class & after_start & before_stop
 
     def in_past(self, query: Any, key: Any) -> Any:
         """True where causality allows the key."""

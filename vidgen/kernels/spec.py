@@ -1,7 +1,8 @@
 """`AttentionSpec`: one frozen description of every 3D attention pattern, and the one integer rule that defines it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ Triple = tuple[int, int, int]
 Window = tuple[int, int] | None
 PrefixMode = Literal["bidir", "self", "causal", "kv_only"]
 Edge = Literal["shrink", "clamp"]
+
+Item = TypeVar("Item")
 
 AXES = ("time", "height", "width")
 
@@ -86,7 +89,7 @@ class AttentionSpec:
                 f"frames); give kv_frames={last} or more"
             )
         if self.causal_group > 1 and not self.causal[0]:
-            raise ValueError(f"causal_group {self.causal_group} needs causal time; set causal=(True, …) or the group to 1")
+            raise ValueError(f"causal_group {self.causal_group} needs causal time; set causal=(True, …) or use 1")
         if self.causal[0] and self.prefix and self.prefix_mode == "bidir":
             raise ValueError(
                 'prefix_mode "bidir" with causal time lets the text carry later frames to earlier ones in the next '
@@ -154,7 +157,7 @@ class AttentionSpec:
         An axis no longer than its window is one window and is not shifted.
         """
         _check_triple("window", window, smallest=1)
-        shift = tuple(w // 2 if shifted and w < size else 0 for w, size in zip(window, grid, strict=True))
+        shift = _each_axis(lambda axis: window[axis] // 2 if shifted and window[axis] < grid[axis] else 0)
         return cls(grid=grid, window=((0, 0), (0, 0), (0, 0)), granularity=window, shift=shift, prefix=prefix)
 
     @classmethod
@@ -168,7 +171,7 @@ class AttentionSpec:
         prefix: int = 0,
         prefix_mode: PrefixMode = "bidir",
     ) -> "AttentionSpec":
-        """A window of `window` tokens around each query (NAT, NATTEN); None = the whole axis; causal axes look back only.
+        """A window of `window` tokens around each query (NAT, NATTEN), before it on causal axes; None = the whole axis.
 
         An even window has one token more before the query than after it, as in NATTEN.
         """
@@ -192,7 +195,7 @@ class AttentionSpec:
         for name, size in zip(AXES, window, strict=True):
             if size is not None and size < 1:
                 raise ValueError(f"window along {name} must be None or at least 1, got {size}")
-        sides = tuple(_sides(size, is_causal) for size, is_causal in zip(window, causal, strict=True))
+        sides = _each_axis(lambda axis: _sides(window[axis], causal[axis]))
         return cls(
             grid=grid, window=sides, dilation=dilation, causal=causal, edge=edge, prefix=prefix, prefix_mode=prefix_mode
         )
@@ -210,14 +213,13 @@ class AttentionSpec:
         for name, length, size, step in zip(AXES, grid, window, tile, strict=True):
             if size % (2 * step) != step:
                 nearest = max(1, round((size / step - 1) / 2) * 2 + 1) * step
-                raise ValueError(
-                    f"window {size} along {name} must be an odd number of tiles of {step}; use {nearest}"
-                )
+                raise ValueError(f"window {size} along {name} must be an odd number of tiles of {step}; use {nearest}")
             if edge == "clamp" and length % step:
                 raise ValueError(
                     f'grid {length} along {name} is not a whole number of tiles of {step}; use edge="shrink"'
                 )
-        sides = tuple(((size // step // 2) * step,) * 2 for size, step in zip(window, tile, strict=True))
+        reach = _each_axis(lambda axis: window[axis] // tile[axis] // 2 * tile[axis])
+        sides = _each_axis(lambda axis: (reach[axis], reach[axis]))
         return cls(grid=grid, window=sides, granularity=tile, edge=edge, prefix=prefix)
 
     @classmethod
@@ -368,7 +370,7 @@ class AttentionSpec:
 
     @property
     def is_linear_causal(self) -> bool:
-        """True for the lower-triangular mask over all tokens in order (causal sequence, causal prefix or none). O(1)."""
+        """True for the lower-triangular mask over all tokens (a causal sequence, a causal prefix or none). O(1)."""
         return (
             self.causal[0]
             and self.causal_group == 1
@@ -439,7 +441,7 @@ class AttentionSpec:
 
     def explain(self) -> str:
         """What the pattern is, in a few lines of text."""
-        changed = [
+        settings = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in fields(self)
             if field.name != "grid" and getattr(self, field.name) != field.default
@@ -447,7 +449,7 @@ class AttentionSpec:
         frames, height, width = self.kv_grid
         return "\n".join(
             [
-                f"grid {'x'.join(map(str, self.grid))}" + (", " + ", ".join(changed) if changed else ", full attention"),
+                ", ".join([f"grid {'x'.join(map(str, self.grid))}", *(settings or ["full attention"])]),
                 f"{self.num_queries} queries, {self.num_keys} keys ({self.prefix} prefix + {frames}x{height}x{width})",
                 f"visible pairs {self.pairs()} = {self.density():.2%} of dense",
             ]
@@ -464,6 +466,10 @@ class AttentionSpec:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown AttentionSpec fields {unknown}; known are {sorted(known)}")
         return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _each_axis(value: Callable[[int], Item]) -> tuple[Item, Item, Item]:
+    return value(0), value(1), value(2)
 
 
 def _axis_shape(axis: int) -> list[int]:

@@ -1,7 +1,6 @@
 """Where a token is: sine features that are added to tokens, and 3D rotary embedding for queries and keys."""
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 from vidgen.latents import NO_PLACE
@@ -49,13 +48,13 @@ def level_features(levels: Tensor, channels: int) -> Tensor:
 
 
 def rotary(places: Tensor, head_channels: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `n head_channels` for `rotate` (Su et al. 2021, one share of the channels per axis)."""
-    angle = repeat(angles(places, head_channels), "n d -> n (d pair)", pair=2)
+    """Cosines and sines `n head_channels/2` for `rotate` (Su et al. 2021, one share of the channels per axis)."""
+    angle = angles(places, head_channels)
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of channels of `b h n d`."""
-    even, odd = rearrange(x, "... (d pair) -> pair ... d", pair=2)
-    turned = rearrange(torch.stack([-odd, even]), "pair ... d -> ... (d pair)")
-    return x * cosines.to(x.dtype) + turned * sines.to(x.dtype)
+    """Rotate channel i of `b h n d` against channel i + d/2."""
+    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.kernels import AttentionSpec, attention3d
+from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import rotate
 
 Rotary = tuple[Tensor, Tensor]
@@ -47,16 +48,15 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_q = RMSNorm(width // heads)
+        self.norm_k = RMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
     def forward(
         self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: KeyValueCache | None = None
     ) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q = rotate(self.norm_q(q), *turns).to(v.dtype)
-        k = rotate(self.norm_k(k), *turns).to(v.dtype)
+        q, k = rotate(self.norm_q(q).to(v.dtype), *turns), rotate(self.norm_k(k).to(v.dtype), *turns)
         if cache is not None:
             k, v = cache.append(k, v)
         attended = attention3d(q, k, v, pattern)
@@ -71,8 +71,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_kv = nn.Linear(width, 2 * width, bias=False)
-        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_q = RMSNorm(width // heads)
+        self.norm_k = RMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -104,11 +104,11 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
         super().__init__()
-        self.norm_attn = nn.RMSNorm(width, eps=1e-6)
+        self.norm_attn = RMSNorm(width)
         self.attn = Attention(width, heads)
-        self.norm_cross = nn.RMSNorm(width, eps=1e-6)
+        self.norm_cross = RMSNorm(width)
         self.cross_attn = CrossAttention(width, heads)
-        self.norm_ff = nn.RMSNorm(width, eps=1e-6)
+        self.norm_ff = RMSNorm(width)
         self.ff = FeedForward(width, expansion=expansion)
 
     def forward(
@@ -137,7 +137,7 @@ class ModulatedBlock(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(6, width))
         self.norm_attn = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads)
-        self.norm_cross = nn.RMSNorm(width, eps=1e-6)
+        self.norm_cross = RMSNorm(width)
         self.cross_attn = CrossAttention(width, heads)
         self.norm_ff = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.ff = FeedForward(width, expansion=expansion)

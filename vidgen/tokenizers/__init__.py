@@ -3,4 +3,6 @@
 from vidgen.tokenizers.base import Critic, Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 
-__all__ = ["CausalConvTokenizer", "Critic", "Tokenizer"]
+TOKENIZERS = (CausalConvTokenizer,)
+
+__all__ = ["TOKENIZERS", "CausalConvTokenizer", "Critic", "Tokenizer"]

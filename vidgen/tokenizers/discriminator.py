@@ -11,8 +11,8 @@ class PatchNorm(nn.GroupNorm):
     """Group normalisation of each frame by itself: a frame's verdict never depends on a distant one's contrast."""
 
     def forward(self, input: Tensor) -> Tensor:
-        frames = input.shape[2]
-        return rearrange(super().forward(rearrange(input, "b c t h w -> (b t) c h w")), "(b t) c h w -> b c t h w", t=frames)
+        frames = rearrange(input, "b c t h w -> (b t) c h w")
+        return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", t=input.shape[2])
 
 
 class PatchDiscriminator(nn.Module):

@@ -1,10 +1,18 @@
-"""Training: one trainer over accelerate for tokenizers and generators; `train_tokenizer(run)` is the way in."""
+"""Training: one trainer over accelerate; `train_tokenizer(run)` and `train_generator(run)` are the ways in."""
 
 from vidgen.training.checkpoint import CheckpointNotWritten
-from vidgen.training.config import DataConfig, OptimiserConfig, TokenizerRun
+from vidgen.training.config import DataConfig, GeneratorRun, OptimiserConfig, TokenizerRun
+from vidgen.training.train_generator import train_generator
 from vidgen.training.train_tokenizer import train_tokenizer
 from vidgen.training.trainer import TrainingDiverged
 
 __all__ = [
-    "CheckpointNotWritten", "DataConfig", "OptimiserConfig", "TokenizerRun", "TrainingDiverged", "train_tokenizer",
-]  # fmt: skip
+    "CheckpointNotWritten",
+    "DataConfig",
+    "GeneratorRun",
+    "OptimiserConfig",
+    "TokenizerRun",
+    "TrainingDiverged",
+    "train_generator",
+    "train_tokenizer",
+]

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
+from vidgen.data.digits import MovingDigits
+from vidgen.data.folder import VideoFolder
 from vidgen.data.shapes import ShapesWorld
 from vidgen.training.config import DataConfig
 from vidgen.training.order import seed_of
@@ -12,13 +14,12 @@ from vidgen.training.order import seed_of
 VALIDATION = 11  # keeps a world's validation seed apart from its training seed
 
 
-def training_clips(data: DataConfig) -> Dataset:
+def training_clips(data: DataConfig, *, captions_required: bool = False) -> Dataset:
     """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`."""
     if data.is_world:
-        return world(data, seed=data.data_seed)
-    folder = video_folder(data)
-    held_out = set(held_out_clips(data, len(folder)))  # pyright: ignore[reportArgumentType]
-    return Subset(folder, [index for index in range(len(folder)) if index not in held_out])  # pyright: ignore[reportArgumentType]
+        return world(data, split="train")
+    folder = video_folder(data, clips_per_video=data.clips_per_video, captions_required=captions_required)
+    return folder if data.validation_clips == 0 else folder.split(held_out_share(data, folder))[0]
 
 
 def validation_clips(data: DataConfig) -> Dataset | None:
@@ -26,35 +27,53 @@ def validation_clips(data: DataConfig) -> Dataset | None:
     if data.validation_clips == 0:
         return None
     if data.is_world:
-        return Subset(world(data, seed=seed_of(data.data_seed, VALIDATION) % 2**31), range(data.validation_clips))
-    folder = video_folder(data)
-    return Subset(folder, held_out_clips(data, len(folder)))  # pyright: ignore[reportArgumentType]
+        return Subset(world(data, split="validation"), range(data.validation_clips))
+    folder = video_folder(data, clips_per_video=1, captions_required=False)
+    held_out = folder.split(held_out_share(data, folder))[1]
+    return Subset(held_out, range(min(len(held_out), data.validation_clips)))
 
 
-def held_out_clips(data: DataConfig, count: int) -> list[int]:
-    """Which of `count` clips of a folder are for validation: as many as asked for, at most a fifth."""
-    if data.validation_clips == 0:
-        return []
-    if count < 2:
+def held_out_share(data: DataConfig, folder: VideoFolder) -> float:
+    """Share of a folder's videos for validation: as many as there are validation clips, at most a fifth."""
+    if len(folder.videos) < 2:
         raise ValueError(
-            f"{data.source} holds {count} clip, too few for a training and a validation part; "
-            "add clips or set --validation-clips 0"
+            f"{data.source} holds {len(folder.videos)} video, too few for a training and a validation part; "
+            "add videos or set --validation-clips 0"
         )
-    wanted = min(data.validation_clips, max(1, count // 5))
-    generator = torch.Generator().manual_seed(seed_of(data.data_seed, VALIDATION))
-    return sorted(torch.randperm(count, generator=generator)[:wanted].tolist())
+    return min(0.2, data.validation_clips / len(folder.videos))
 
 
-def world(data: DataConfig, *, seed: int) -> Dataset:
-    """The built-in world that the config names, drawn from `seed`."""
+def world(data: DataConfig, *, split: str) -> Dataset:
+    """The built-in world that the config names: unrelated clips for each split."""
+    seed = data.data_seed if split == "train" else seed_of(data.data_seed, VALIDATION) % 2**31
     if data.source == "shapes":
         return ShapesWorld(data.num_frames, data.height, width=data.width, objects=data.objects, seed=seed)
-    raise ValueError("the digits world is not there yet")
+    if data.digits_dir is None:
+        raise ValueError("--data digits needs the folder with the MNIST files; give it with --digits-dir DIR")
+    return MovingDigits(
+        data.digits_dir,
+        "train" if split == "train" else "test",
+        num_frames=data.num_frames,
+        height=data.height,
+        width=data.width,
+        digits=data.objects,
+        seed=seed,
+    )
 
 
-def video_folder(data: DataConfig) -> Dataset:
+def video_folder(data: DataConfig, *, clips_per_video: int, captions_required: bool) -> VideoFolder:
     """The user's folder of videos."""
-    raise ValueError("folders are not there yet")
+    return VideoFolder(
+        data.source,
+        num_frames=data.num_frames,
+        height=data.height,
+        width=data.width,
+        fps=data.fps,
+        seed=data.data_seed,
+        clips_per_video=clips_per_video,
+        captions_required=captions_required,
+        repeat_last_frame=data.repeat_last_frame,
+    )
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

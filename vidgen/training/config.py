@@ -38,8 +38,12 @@ class DataConfig:
     """Pixel rows of a clip."""
     width: int = 64
     """Pixel columns of a clip."""
-    fps: float = 8.0
-    """Frames a second that videos of a folder are sampled at."""
+    fps: float | None = 8.0
+    """Frames a second that videos of a folder are sampled at; None takes every frame."""
+    clips_per_video: int = 16
+    """Places in each video of a folder that clips are cut from."""
+    repeat_last_frame: bool = False
+    """Lengthen videos of a folder that are too short; otherwise they are an error."""
     objects: tuple[int, ...] = (1, 2)
     """Allowed numbers of objects in the built-in worlds; a number named twice is drawn twice as often."""
     digits_dir: Path | None = None
@@ -50,7 +54,9 @@ class DataConfig:
     """Clips of the validation split: other clips of the world, or held-out files of the folder; 0 for none."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "num_frames", "height", "width", "fps")
+        check_positive(self, "num_frames", "height", "width", "clips_per_video")
+        if self.fps is not None:
+            check_positive(self, "fps")
         check_not_negative(self, "validation_clips", "data_seed")
 
     @property
@@ -174,7 +180,7 @@ class TokenizerRun(Run):
     )
     """Optimiser of the discriminator."""
     fit_statistics: bool = True
-    """Measure the latents' mean and deviation at export; off keeps those of `init_from`, so that its generators still fit."""
+    """Measure the latents' mean and deviation at export; off keeps those of `init_from`, which its generators need."""
     statistics_clips: int = 64
     """Clips that the latent statistics are measured on."""
 
@@ -184,11 +190,36 @@ class TokenizerRun(Run):
         check_positive(self, "discriminator_width", "statistics_clips")
         if self.perceptual_weight > 0 and self.perceptual_weights is None:
             raise ValueError(
-                f"perceptual_weight {self.perceptual_weight} needs the weights of an image network, and none were given; "
+                f"perceptual_weight {self.perceptual_weight} needs the weights of an image network: "
                 "give their file (--perceptual-weights FILE --perceptual-network NAME) or set --perceptual-weight 0"
             )
         if self.perceptual_weights is not None and self.perceptual_weight == 0:
             raise ValueError("perceptual_weights were given, but perceptual_weight is 0; set --perceptual-weight 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRun(Run):
+    """Train a video generator on the tokens of a tokenizer."""
+
+    tokenizer: str | None = None
+    """Folder or built-in name of the video tokenizer, which stays as it is; None is the one that the preset names."""
+    text_encoder: str | None = None
+    """Folder or hub id of a transformers text encoder, which stays as it is; None trains the preset's own along."""
+    drop_text: float = 0.1
+    """Share of the clips that are trained without their text, for classifier-free guidance."""
+    known_frames: float = 0.1
+    """Share of the clips whose first frames are given, for image to video and continuation."""
+    cached_clips: int = 0
+    """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
+    cache_dir: Path | None = None
+    """Where encoded clips are kept, by the tokenizer's hash; None is `cache` in the run folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "drop_text", "known_frames", "cached_clips")
+        for name in ("drop_text", "known_frames"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
 
 
 def restored(config: type, values: dict[str, Any]) -> dict[str, Any]:

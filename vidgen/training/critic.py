@@ -34,7 +34,8 @@ class ReconstructionCritic:
         adversarial_weight: float,
         start: int,
     ) -> None:
-        self.perceptual, self.perceptual_weight, self.perceptual_frames = perceptual, perceptual_weight, perceptual_frames
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+        self.perceptual_frames = perceptual_frames
         self.discriminator, self.adversarial_weight, self.start = discriminator, adversarial_weight, start
         self.judged: tuple[Tensor, Tensor] | None = None
 

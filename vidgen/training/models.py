@@ -2,22 +2,46 @@
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
+import vidgen
+from vidgen.conditioning import TransformersTextEncoder
+from vidgen.pipelines.base import VideoPipeline
+from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers.base import Tokenizer
-from vidgen.training.config import TokenizerRun
+from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+from vidgen.training.config import GeneratorRun, TokenizerRun
 
 
 def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     """The preset of a run with fresh weights, or with those of `init_from`."""
-    from vidgen.tokenizers.presets import TOKENIZER_PRESETS
-
     check_name(run.preset, TOKENIZER_PRESETS)
     preset = TOKENIZER_PRESETS[run.preset]
     tokenizer = (preset.tiny() if run.tiny else preset).build()
     if run.init_from is not None:
-        take_weights(tokenizer, run.init_from)
+        take_weights(tokenizer, vidgen.load(run.init_from), source=run.init_from)
     return tokenizer
+
+
+def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
+    """The preset of a run on the run's tokenizer with fresh weights, or with those of `init_from`."""
+    check_name(run.preset, PIPELINE_PRESETS)
+    preset = PIPELINE_PRESETS[run.preset]
+    tokenizer = vidgen.load(run.tokenizer or preset.tokenizer)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"expected a video tokenizer, and {run.tokenizer!r} is a {type(tokenizer).__name__}")
+    text_encoder = None if run.text_encoder is None else TransformersTextEncoder(run.text_encoder)
+    pipeline = (preset.tiny() if run.tiny else preset).build(tokenizer, text_encoder)
+    if run.init_from is not None:
+        earlier = vidgen.load(run.init_from)
+        if type(earlier) is not type(pipeline):
+            raise ValueError(
+                f"cannot start a {type(pipeline).__name__} from {run.init_from}: that is a {type(earlier).__name__}"
+            )
+        take_weights(pipeline.transformer, earlier.transformer, source=run.init_from)
+        if pipeline.text_encoder.trained_jointly:
+            take_weights(pipeline.text_encoder, earlier.text_encoder, source=run.init_from)
+    return pipeline
 
 
 def check_name(name: str, names: Iterable[str]) -> None:
@@ -25,26 +49,43 @@ def check_name(name: str, names: Iterable[str]) -> None:
     names = sorted(names)
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        raise ValueError(f"there is no preset {name!r}; {'nearest' if nearest else 'there are'}: {', '.join(nearest or names)}")
+        offered = f"nearest: {', '.join(nearest)}" if nearest else f"there are: {', '.join(names)}"
+        raise ValueError(f"there is no preset {name!r}; {offered}")
 
 
-def take_weights(model: Tokenizer, source: str) -> None:
-    """Load the weights of the model in folder `source`; ValueError when it is another kind of model."""
-    if not (Path(source) / "config.json").is_file():
-        raise ValueError(f"expected a folder with a saved model to start from, got {source!r}, which has no config.json")
-    config = type(model).load_config(source)
+def take_weights(model: Any, earlier: Any, *, source: str) -> None:
+    """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
+
+    A tokenizer may have another bottleneck: then the layers that touch it stay fresh, and the trunk is taken.
+    """
     kind = type(model).__name__
-    if config["_class_name"] != kind:
-        raise ValueError(f"cannot start a {kind} from {source}: that is a {config['_class_name']}; choose its preset")
-    wanted = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    for name, value in wanted.items():
-        if plain(config.get(name)) != plain(value):
+    if type(earlier) is not type(model):
+        raise ValueError(f"cannot start a {kind} from {source}: that is a {type(earlier).__name__}; choose its preset")
+    differing = [
+        name
+        for name, value in model.config.items()
+        if not name.startswith("_") and plain(earlier.config.get(name)) != plain(value)
+    ]
+    for name in differing:
+        if not name.startswith("bottleneck_"):
             raise ValueError(
-                f"cannot start from {source}: its {name} is {config.get(name)}, the preset's is {value}; choose the same preset"
+                f"cannot start from {source}: its {name} is {earlier.config.get(name)}, the preset's is "
+                f"{model.config[name]}; choose the preset that it was trained with"
             )
-    model.load_state_dict(type(model).from_pretrained(source).state_dict())
+    weights = earlier.state_dict()
+    if differing:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        of_bottleneck = ("bottleneck.", "latent_")
+        weights = {
+            name: tensor
+            for name, tensor in weights.items()
+            if shapes.get(name) == tensor.shape and not name.startswith(of_bottleneck)
+        }
+    model.load_state_dict(weights, strict=not differing)
 
 
 def plain(value: object) -> object:
     """JSON's view of a config value: tuples are lists."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value

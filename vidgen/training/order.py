@@ -40,6 +40,7 @@ class DataOrder:
         return [int(self._order_of(position // self.count)[position % self.count]) for position in positions]
 
     def _order_of(self, epoch: int) -> np.ndarray:
+        assert self.count is not None
         if self._permutation is None or self._permutation[0] != epoch:
             generator = np.random.default_rng(np.random.SeedSequence([self.seed, EPOCH, epoch]))
             self._permutation = epoch, generator.permutation(self.count)

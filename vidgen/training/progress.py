@@ -17,9 +17,14 @@ class TrainingProgress:
         self.steps, self.batch_size, self.shown = steps, batch_size, shown
         self.console = Console(file=sys.stderr, highlight=False)
         self.bar = Progress(
-            TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-            console=self.console, disable=not (shown and self.console.is_terminal),
-        )  # fmt: skip
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            disable=not (shown and self.console.is_terminal),
+        )
         self.task = self.bar.add_task("", total=steps, completed=start)
         self.training_seconds = 0.0
         self.counted = 0

@@ -33,4 +33,4 @@ def add_video(writer: SummaryWriter, name: str, videos: Tensor, *, step: int) ->
     """Show videos in TensorBoard; its own add_video would need another package to make the same GIF."""
     encoded, height, width = gif_bytes(videos)
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)

@@ -24,23 +24,21 @@ class TrainingStep(nn.Module, ABC):
             evaluation mode.
     """
 
-    finds_unused_parameters = False
-    """Whether a forward may leave trained parameters out."""
-
     def __init__(self) -> None:
         super().__init__()
         self.frozen: tuple[str, ...] = ()
 
     def freeze(self, prefixes: Iterable[str]) -> None:
-        """Stop training the parameters whose names start with one of `prefixes`; ValueError when one fits none."""
+        """Stop training the parts whose names start with one of `prefixes`; ValueError when one fits none."""
         self.frozen = tuple(prefixes)
         for prefix in self.frozen:
-            found = [weight for name, weight in self.named_parameters() if starts_with(name, prefix)]
-            if not found:
-                children = sorted({".".join(name.split(".")[:2]) for name, _ in self.named_parameters()})
-                raise ValueError(f"no parameter's name starts with {prefix!r}; there are {', '.join(children)}")
-            for weight in found:
-                weight.requires_grad_(False)
+            names = [name for name, _ in [*self.named_modules(), *self.named_parameters()]]
+            if not any(starts_with(name, prefix) for name in names):
+                children = sorted({name for name in names if name.count(".") == 1})
+                raise ValueError(f"nothing to freeze is called {prefix!r}; there are {', '.join(children)}")
+            for name, weight in self.named_parameters():
+                if starts_with(name, prefix):
+                    weight.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TrainingStep":
         super().train(mode)

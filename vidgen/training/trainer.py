@@ -1,17 +1,19 @@
 """The training loop: one for tokenizers and generators, on one process or many, resumable bit by bit."""
 
 import math
+import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,7 +29,18 @@ from vidgen.training.step import Batch, TrainingStep
 SHOWN_CLIPS = 4
 MAXIMAL_SKIPS = 50  # fp16 steps in a row that the loss scaler may skip before that counts as divergence
 # What a resumed run may not change: the rest of its first part would be another run's.
-FIXED_FIELDS = ("preset", "tiny", "data", "batch_size", "accumulation", "seed", "init_from", "freeze")
+FIXED_FIELDS = (
+    "preset",
+    "tiny",
+    "tokenizer",
+    "cached_clips",
+    "data",
+    "batch_size",
+    "accumulation",
+    "seed",
+    "init_from",
+    "freeze",
+)
 
 
 class TrainingDiverged(ValueError):
@@ -113,17 +126,14 @@ class Trainer:
                 if run.sample_every and (done % run.sample_every == 0 or done == run.steps):
                     self._show(done)
                 score = None
-                if self.validation is not None and run.validate_every:
-                    if done % run.validate_every == 0 or done == run.steps:
-                        score = self._validate(done, progress)
+                if run.validate_every and (done % run.validate_every == 0 or done == run.steps):
+                    score = self._validate(done, progress)
                 improved = score is not None and score < self.best
-                if improved:
-                    self.best = score
+                self.best = self.best if score is None else min(score, self.best)
                 if improved or done % run.checkpoint_every == 0 or done == run.steps:
                     self._save(done, score, best=improved)
                     progress.say(f"checkpoint after step {done}")
         self.accelerator.end_training()
-        AcceleratorState._reset_state(reset_partial_state=True)  # the next run of this process may have another precision
         return model_folder
 
     # one step
@@ -203,7 +213,7 @@ class Trainer:
             return
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in totals.items())
         saved = self.checkpoints.steps()
-        kept = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "there is no checkpoint yet"
+        kept = f"last good checkpoint: {self.checkpoints.path(saved[-1])}" if saved else "there is no checkpoint yet"
         raise TrainingDiverged(
             f"training stopped at step {step + 1}: a loss or gradient is not a finite number ({terms}); batch: "
             f"{', '.join(seen)}; {kept}. Look at these clips, lower the learning rate or use --precision fp32"
@@ -243,14 +253,17 @@ class Trainer:
         device = self.accelerator.device
         if device.type == "cpu":
             return batch
-        return {
-            name: value.to(device, non_blocking=True) if hasattr(value, "to") else value for name, value in batch.items()
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)
         }
+        return {**batch, **moved}
 
     # what happens between steps
 
-    def _validate(self, done: int, progress: TrainingProgress) -> float:
+    def _validate(self, done: int, progress: TrainingProgress) -> float | None:
         """Mean loss of the averaged weights over the validation split, each process taking every nth batch."""
+        if self.validation is None:
+            return None
         share = max(1, self.run.batch_size // (self.run.accumulation * self.accelerator.num_processes))
         sums: dict[str, Tensor] = {}
         count = 0
@@ -263,13 +276,16 @@ class Trainer:
                 terms = self.bare.evaluate(batch, noise_generators(self.run.seed, 0, positions=positions))
                 add_terms(sums, terms, share=len(positions))
                 count += len(positions)
-        names = sorted(sums) if sums else []
-        totals = torch.stack([*(sums[name].float() for name in names), torch.tensor(float(count), device=self.accelerator.device)])
-        totals = self.accelerator.reduce(totals, reduction="sum")
-        assert isinstance(totals, Tensor)
-        means = dict(zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True))
+        sums["count"] = torch.tensor(float(count), device=self.accelerator.device)
+        everywhere: list[dict[str, float]] = gather_object([{name: float(value) for name, value in sums.items()}])
+        clips = sum(part["count"] for part in everywhere)
+        names = sorted({name for part in everywhere for name in part} - {"count"})
+        means = {name: sum(part.get(name, 0.0) for part in everywhere) / clips for name in names}
         score = sum(means.values())
-        self._log({"validation/loss": score, **{f"validation/{name}": value for name, value in means.items()}}, step=done)
+        if not math.isfinite(score):
+            raise TrainingDiverged(f"training stopped after step {done}: the validation loss is {score} ({means})")
+        self._log({"validation/loss": score}, step=done)
+        self._log({f"validation/{name}": value for name, value in means.items()}, step=done)
         progress.say(f"validation after step {done}: {score:.4f}" + ("  (best)" if score < self.best else ""))
         return score
 
@@ -284,7 +300,8 @@ class Trainer:
                 {**batch, "step": done}, noise_generators(self.run.seed, 0, positions=range(len(batch["id"])))
             )
         save_gif(self.run.output_dir / "samples" / f"step-{done:08d}.gif", videos)
-        add_video(self.accelerator.get_tracker("tensorboard", unwrap=True), "samples", videos, step=done)
+        writer: Any = self.accelerator.get_tracker("tensorboard", unwrap=True)
+        add_video(writer, "samples", videos, step=done)
 
     def _log(self, values: dict[str, float], *, step: int) -> None:
         self.accelerator.log(values, step=step)
@@ -298,11 +315,12 @@ class Trainer:
         saved = self.checkpoints.steps()
         if saved and not run.resume:
             raise ValueError(
-                f"{folder} already holds a run of {saved[-1]} steps; go on with it (--resume) or choose another --output-dir"
+                f"{folder} already holds a run of {saved[-1]} steps; go on with it (--resume) or choose "
+                "another --output-dir"
             )
         if run.resume and described.is_file():
             before = type(run).load(described)
-            changed = [name for name in FIXED_FIELDS if getattr(before, name) != getattr(run, name)]
+            changed = [name for name in FIXED_FIELDS if getattr(before, name, None) != getattr(run, name, None)]
             if changed:
                 name = changed[0]
                 raise ValueError(
@@ -317,7 +335,7 @@ class Trainer:
         if not saved:
             return 0
         if saved[-1] > run.steps:
-            raise ValueError(f"{folder} has already done {saved[-1]} steps, more than the {run.steps} asked for; raise --steps")
+            raise ValueError(f"{folder} has done {saved[-1]} steps, more than the {run.steps} asked for; raise --steps")
         self._restore(self.checkpoints.load(saved[-1]))
         best = self.checkpoints.best()
         if best is not None:
@@ -361,7 +379,19 @@ class Trainer:
 
 
 def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator:
-    """Accelerate, set up for a run. ValueError when the precision does not fit the device."""
+    """Accelerate, set up for a run.
+
+    Raises:
+        ValueError: the precision does not fit the device, or the launcher started fewer processes than it was told.
+    """
+    launched_for_many = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
+    if launched_for_many and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; use "
+            "`accelerate launch --multi_gpu --num_processes 2 … --device cpu`, which also works without GPUs"
+        )
+    # An earlier run of this process may have had another precision, which accelerate would hold on to.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=run.device == "cpu",
         mixed_precision="no" if run.precision == "fp32" else run.precision,
@@ -379,11 +409,11 @@ def build_optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.A
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     if not trained:
         raise ValueError("nothing is left to train: every parameter is frozen")
-    groups: Iterable[dict] = (
-        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
-    )
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
+    matrices = [weight for weight in trained if weight.ndim >= 2]
+    vectors = [weight for weight in trained if weight.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
 def rate_at(step: int, config: OptimiserConfig, *, steps: int) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vidgen.kernels.backends import flex, reference, sdpa
+from vidgen.kernels.backends import flex, matmul, reference, sdpa
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("reference", reference.unsupported, reference.attend),
         Backend("sdpa_dense", sdpa.dense_unsupported, sdpa.dense_attend),
         Backend("sdpa_reshape", sdpa.reshape_unsupported, sdpa.reshape_attend),
+        Backend("matmul", matmul.unsupported, matmul.attend),
         Backend("flex", flex.unsupported, flex.attend),
     )
 }

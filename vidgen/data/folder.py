@@ -1,0 +1,199 @@
+"""A user's own training set: a folder of videos, with captions in a table, in text files, or as class folders."""
+
+import copy
+import csv
+import hashlib
+import json
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vidgen.data.decode import MAX_PIXELS, VideoError
+from vidgen.data.shapes import item_generator
+from vidgen.data.video import find_videos, iter_frames, probe, to_tensor
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """One video of a training set."""
+
+    path: Path
+    caption: str | None
+    class_label: int | None
+
+
+class VideoFolder(Dataset):
+    """Map-style dataset of clips from the videos below a folder; item i is a function of the files and (seed, i) alone.
+
+    Captions are taken from the first of these that is there:
+    - `metadata.csv` or `metadata.jsonl` in `root`: columns `file_name` (relative to `root`) and `text` or `caption`;
+      only the files listed are used;
+    - `NAME.txt` beside `NAME.mp4`: its text;
+    - class folders, when every video lies in a folder of `root`: the folder's name is the caption, and its place in the
+      sorted `class_names` is the `class_label`.
+
+    Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str}`, with class folders also
+    `"class_label": int`. A clip covers `num_frames` frames of one video from a random place, scaled to cover
+    `height` × `width` and cropped at the centre. When the file turns out to end before its header says, its last frames
+    are taken.
+
+    Args:
+        fps: frames per second that every video is resampled to; None takes the frames as they are.
+        stride: take every n-th frame.
+        seed: of the random places.
+        clips_per_video: items per video; item i comes from video `i % len(videos)`, each time from another place.
+        captions_required: raise for a video without a caption, which otherwise counts as "".
+        repeat_last_frame: lengthen videos that are too short with their last frame, instead of raising.
+        max_pixels: largest height × width that is decoded.
+
+    Raises:
+        ValueError: no videos, a broken table, a missing caption where required; at an item (VideoError) for a video
+            that cannot be decoded or is too short, naming the file.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        num_frames: int,
+        height: int,
+        width: int,
+        fps: float | None = None,
+        stride: int = 1,
+        seed: int = 0,
+        clips_per_video: int = 1,
+        captions_required: bool = False,
+        repeat_last_frame: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if min(num_frames, height, width, stride, clips_per_video) < 1:
+            raise ValueError(
+                "num_frames, height, width, stride and clips_per_video must be at least 1; "
+                f"got {num_frames}, {height}, {width}, {stride}, {clips_per_video}"
+            )
+        self.root = Path(root)
+        self.num_frames, self.height, self.width = num_frames, height, width
+        self.fps, self.stride, self.seed, self.clips_per_video = fps, stride, seed, clips_per_video
+        self.repeat_last_frame, self.max_pixels = repeat_last_frame, max_pixels
+        self.videos, self.class_names = list_videos(self.root)
+        uncaptioned = [video.path for video in self.videos if video.caption is None]
+        if captions_required and uncaptioned:
+            raise ValueError(
+                f"expected a caption for every video; {len(uncaptioned)} of {len(self.videos)} have none, the first is "
+                f"{uncaptioned[0]}; write {uncaptioned[0].stem}.txt beside it or list it in metadata.csv"
+            )
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.clips_per_video
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0…{len(self) - 1}; got {index}")
+        turn, number = divmod(index, len(self.videos))
+        video = self.videos[number]
+        frames = self._clip(video.path, place=float(torch.rand((), generator=item_generator(self.seed, index))))
+        name = video.path.relative_to(self.root) if video.path != self.root else video.path.name
+        item = {"video": to_tensor(frames), "caption": video.caption or "", "id": f"{name}#{turn}"}
+        return item if video.class_label is None else item | {"class_label": video.class_label}
+
+    def split(self, share: float) -> tuple["VideoFolder", "VideoFolder"]:
+        """Training and validation sets with no video in common; the names of the files decide.
+
+        Args:
+            share: of the videos for validation, above 0 and below 1; each side gets at least one video.
+        """
+        if not 0 < share < 1 or len(self.videos) < 2:
+            raise ValueError(f"a split takes a share in (0, 1) and 2 videos; got {share} and {len(self.videos)} videos")
+        ranked = sorted(self.videos, key=lambda video: hashlib.sha256(video.path.name.encode()).digest())
+        count = min(max(round(share * len(ranked)), 1), len(ranked) - 1)
+        training, validation = copy.copy(self), copy.copy(self)
+        held_out = {video.path for video in ranked[:count]}
+        training.videos = [video for video in self.videos if video.path not in held_out]
+        validation.videos = [video for video in self.videos if video.path in held_out]
+        return training, validation
+
+    def _clip(self, path: Path, *, place: float) -> np.ndarray:
+        """uint8 `t h w 3`: the frames from `place` (0: earliest, 1: latest possible start)."""
+        size = (self.height, self.width)
+        info = probe(path, max_pixels=self.max_pixels)
+        covered = (self.num_frames - 1) * self.stride + 1  # frames from the first to the last of the clip
+        start = place * max((info.duration or 0) - covered / (self.fps or info.fps), 0)
+        frames = list(
+            iter_frames(
+                path,
+                fps=self.fps,
+                size=size,
+                start=start,
+                stride=self.stride,
+                max_frames=self.num_frames,
+                max_pixels=self.max_pixels,
+            )
+        )
+        if len(frames) < self.num_frames and start > 0:
+            readable = iter_frames(path, fps=self.fps, size=size, max_pixels=self.max_pixels)
+            frames = list(deque(readable, maxlen=covered))[:: self.stride]
+        if len(frames) < self.num_frames:
+            if not self.repeat_last_frame:
+                raise VideoError(
+                    f"expected a video that gives {self.num_frames} frames; {path} gives {len(frames)}; "
+                    "remove it, lower num_frames or stride, raise fps, or set repeat_last_frame"
+                )
+            frames.extend(frames[-1:] * (self.num_frames - len(frames)))
+        return np.stack(frames)
+
+
+def list_videos(root: Path) -> tuple[list[LabelledVideo], tuple[str, ...]]:
+    """The videos of a training set in a fixed order, and the names of its classes (none without class folders)."""
+    tables = [path for path in (root / "metadata.csv", root / "metadata.jsonl") if path.is_file()]
+    if len(tables) == 2:
+        raise ValueError(f"expected one table; {root} holds both metadata.csv and metadata.jsonl; delete one")
+    if tables:
+        return _listed_videos(tables[0]), ()
+    paths = find_videos(root)
+    texts = [path.with_suffix(".txt") if path.is_file() else path.with_name(f"{path.name}.txt") for path in paths]
+    if any(text.is_file() for text in texts):
+        captions = [text.read_text(encoding="utf-8").strip() if text.is_file() else None for text in texts]
+        return [LabelledVideo(path, caption, None) for path, caption in zip(paths, captions, strict=True)], ()
+    folders = [path.relative_to(root).parts[:-1] for path in paths]
+    if not all(folders):
+        return [LabelledVideo(path, None, None) for path in paths], ()
+    names = sorted({parts[0] for parts in folders})
+    return [
+        LabelledVideo(path, parts[0], names.index(parts[0])) for path, parts in zip(paths, folders, strict=True)
+    ], tuple(names)
+
+
+def _listed_videos(table: Path) -> list[LabelledVideo]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        if table.suffix == ".csv":
+            rows = list(csv.DictReader(file))
+        else:
+            rows = [_parse_line(line, f"{table} line {number}") for number, line in enumerate(file, 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"expected at least one row in {table}; it has none")
+    videos = []
+    for number, row in enumerate(rows, 1):
+        if not row.get("file_name"):
+            raise ValueError(
+                f"expected a file_name in row {number} of {table}; its columns are {', '.join(map(str, row))}"
+            )
+        path = table.parent / str(row["file_name"])
+        if not path.exists():
+            raise ValueError(f"expected the file of row {number} of {table}; {path} does not exist; correct file_name")
+        videos.append(LabelledVideo(path, row.get("text") or row.get("caption") or None, None))
+    return videos
+
+
+def _parse_line(line: str, place: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected a JSON object in {place}; {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object in {place}; got {line.strip()[:60]!r}")
+    return row

@@ -1,0 +1,18 @@
+"""Prompt to video: one pipeline for each family of generators, all with the same call."""
+
+from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
+from vidgen.pipelines.base import VideoPipeline
+from vidgen.pipelines.diffusion import DiffusionVideoPipeline
+from vidgen.pipelines.masked import MaskedVideoPipeline
+from vidgen.pipelines.output import VideoPipelineOutput
+
+PIPELINES = (MaskedVideoPipeline, DiffusionVideoPipeline, AutoregressiveVideoPipeline)
+
+__all__ = [
+    "PIPELINES",
+    "AutoregressiveVideoPipeline",
+    "DiffusionVideoPipeline",
+    "MaskedVideoPipeline",
+    "VideoPipeline",
+    "VideoPipelineOutput",
+]

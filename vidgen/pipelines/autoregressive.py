@@ -1,0 +1,226 @@
+"""Video from an autoregressive transformer: one token after the other, with cached keys and values."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
+from torch import Tensor
+
+from vidgen.conditioning import Condition, TextEncoder
+from vidgen.generators import AutoregressiveTransformer
+from vidgen.pipelines.base import Prompt, VideoInput, VideoPipeline
+from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
+from vidgen.tokenizers import Tokenizer
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
+
+class AutoregressiveVideoPipeline(VideoPipeline):
+    """Text to video, token by token.
+
+    Args:
+        video_tokenizer: makes and decodes the tokens.
+        text_encoder: encodes prompts.
+        transformer: predicts the tokens.
+        scheduler: the order of the tokens and where guidance acts.
+        defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
+    """
+
+    def __init__(
+        self,
+        video_tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        transformer: AutoregressiveTransformer,
+        scheduler: AutoregressiveScheduler,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register(
+            video_tokenizer=video_tokenizer,
+            text_encoder=text_encoder,
+            transformer=transformer,
+            scheduler=scheduler,
+            defaults=defaults,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        negative_prompt: Prompt | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        video: VideoInput | None = None,
+        mask: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        latents_path: str | Path | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> VideoPipelineOutput | tuple[Frames]:
+        """Make videos.
+
+        Args:
+            prompt: what to show, one or many.
+            negative_prompt: what guidance steers away from; without it, away from "no text".
+            height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
+            num_inference_steps: Euler steps of a flow head (16 by default); the number of tokens is the number of steps otherwise.
+            guidance_scale: classifier-free guidance; 1 = none.
+            num_videos_per_prompt: videos for each prompt.
+            generator: one for all videos or one for each. A video's noise does not depend on the others of the call.
+            latents: the first tokens, ids `b m q` or reals `b m c`, m ≤ n, to go on from.
+            video, mask: known pixels: `3 t h w` or `b 3 t h w` in [-1, 1] (or PIL or NumPy frames), and bool
+                `t h w` … `b 1 t h w`. A video without a mask is known whole; shorter than num_frames, it is
+                continued. Known pixels come back unchanged.
+            prompt_embeds, prompt_attention_mask: states `b l d` in place of the prompt, and bool `b l`; likewise
+                for the negative prompt.
+            output_type: "pil", "np", "pt" or "latent"; see `VideoPipelineOutput`.
+            return_dict: a `VideoPipelineOutput`, or else a tuple with the frames.
+            callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets.
+            latents_path: write the latents to this file before they are decoded.
+            temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        wanted_by_callback = callback_on_step_end_tensor_inputs or ["latents"]
+        size = (
+            self.default("num_frames", num_frames, 17),
+            self.default("height", height, 64),
+            self.default("width", width, 64),
+        )
+        self.check_inputs(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            size,
+            output_type,
+            wanted_by_callback,
+            video,
+            mask,
+            num_videos_per_prompt,
+            generator,
+        )
+        self._guidance_scale = self.default("guidance_scale", guidance_scale, 2.0)
+        self._interrupt = False
+        device = self._execution_device
+
+        prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
+            prompt,
+            negative_prompt,
+            self.do_classifier_free_guidance,
+            num_videos_per_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            device,
+        )
+        batch = prompt_embeds.shape[0]
+        generators = self.prepare_generators(generator, batch)
+        known = self.prepare_known(video, mask, size, batch)
+        condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
+        inputs = self.transformer.condition_inputs(condition, coordinates)
+
+        unknown = self.unknown_tokens(condition, batch, size)
+        rule = SamplingRule(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
+        )
+        count = unknown.shape[1]
+        given, unknown = self.prepare_latents(latents, condition, unknown)
+        limits = self.transformer.limits(coordinates)
+        self.scheduler.set_timesteps(count, device=device)
+        self._num_timesteps = count
+        caches = self.transformer.empty_caches(batch, count)
+        caches_without = self.transformer.empty_caches(batch, count)
+        latents = given[:, :0]
+
+        with self.progress_bar(total=count) as progress:
+            for i, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                previous = None if i == 0 else latents[:, i - 1 : i]
+                place = coordinates[i : i + 1]
+                here = at_position(inputs, i)
+                here["encoder_hidden_states"] = prompt_embeds
+                hidden = self.transformer(previous, place, **here, caches=caches)
+                without = None
+                if negative_prompt_embeds is not None:
+                    other = {**here, "encoder_hidden_states": negative_prompt_embeds}
+                    other["encoder_attention_mask"] = negative_mask
+                    without = self.transformer(previous, place, **other, caches=caches_without)
+                prediction, _ = self.transformer.proj_out.sample(
+                    hidden,
+                    without,
+                    self.scheduler.guidance_at(i, self.guidance_scale),
+                    generators=generators,
+                    rule=rule,
+                    limits=None if limits is None else limits[i : i + 1],
+                )
+                latents = self.scheduler.step(
+                    prediction, t, latents, given=given[:, i : i + 1], unknown=unknown[:, i : i + 1]
+                ).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {}
+                    for name in wanted_by_callback:  # a comprehension has no access to locals() before Python 3.12
+                        tensors[name] = locals()[name]
+                    changed = callback_on_step_end(self, i, t, tensors)
+                    latents = changed.pop("latents", latents)
+                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                progress.update()
+
+        self._current_timestep = None
+        frames = self.finish(latents, size, output_type=output_type, known=known, latents_path=latents_path)
+        return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens that are given, at all positions, and `b n` bool where they are not."""
+        spec, (batch, count) = self.video_tokenizer.spec, unknown.shape
+        if spec.discrete:
+            given = torch.zeros(batch, count, spec.num_codebooks, dtype=torch.long, device=unknown.device)
+        else:
+            given = torch.zeros(batch, count, spec.channels, dtype=self.transformer.dtype, device=unknown.device)
+        if condition.known is not None:
+            known = condition.known.ids if condition.known.ids is not None else condition.known.tokens
+            given = known.to(given.dtype)
+        if latents is None:
+            return given, unknown
+        if latents.shape[0] != batch or latents.shape[1] > count or latents.shape[2] != given.shape[2]:
+            raise ValueError(f"latents must be `{batch} m {given.shape[2]}` with m ≤ {count}, got {tuple(latents.shape)}")
+        first = latents.shape[1]
+        given = torch.cat([latents.to(given.dtype).to(given.device), given[:, first:]], dim=1)
+        return given, torch.cat([torch.zeros_like(unknown[:, :first]), unknown[:, first:]], dim=1)
+
+
+def at_position(inputs: dict[str, Any], position: int) -> dict[str, Any]:
+    """The condition's inputs at one position."""
+    here = dict(inputs)
+    for name in ("known_tokens", "token_state"):
+        if here[name] is not None:
+            here[name] = here[name][:, position : position + 1]
+    if here["encoder_attention_mask"].ndim == 3:
+        here["encoder_attention_mask"] = here["encoder_attention_mask"][:, position : position + 1]
+    return here

@@ -1,0 +1,192 @@
+"""Video from a diffusion transformer: noise to tokens along a flow (rectified flow, SD3)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from vidgen.conditioning import Condition, TextEncoder, TokenState
+from vidgen.generators import DiffusionTransformer
+from vidgen.latents import VideoSize
+from vidgen.nn.random import Generators, randn
+from vidgen.pipelines.base import Prompt, VideoInput, VideoPipeline
+from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.tokenizers import Tokenizer
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
+
+class DiffusionVideoPipeline(VideoPipeline):
+    """Text to video by flow matching.
+
+    Args:
+        video_tokenizer: makes and decodes the tokens.
+        text_encoder: encodes prompts.
+        transformer: predicts the tokens.
+        scheduler: diffusers' Euler steps along the flow.
+        defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
+    """
+
+    def __init__(
+        self,
+        video_tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        transformer: DiffusionTransformer,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register(
+            video_tokenizer=video_tokenizer,
+            text_encoder=text_encoder,
+            transformer=transformer,
+            scheduler=scheduler,
+            defaults=defaults,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        negative_prompt: Prompt | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        video: VideoInput | None = None,
+        mask: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        latents_path: str | Path | None = None,
+    ) -> VideoPipelineOutput | tuple[Frames]:
+        """Make videos.
+
+        Args:
+            prompt: what to show, one or many.
+            negative_prompt: what guidance steers away from; without it, away from "no text".
+            height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
+            num_inference_steps: Euler steps; 30 by default.
+            guidance_scale: classifier-free guidance; 1 = none.
+            num_videos_per_prompt: videos for each prompt.
+            generator: one for all videos or one for each. A video's noise does not depend on the others of the call.
+            latents: noise to start from, `b n c` of unit variance.
+            video, mask: known pixels: `3 t h w` or `b 3 t h w` in [-1, 1] (or PIL or NumPy frames), and bool
+                `t h w` … `b 1 t h w`. A video without a mask is known whole; shorter than num_frames, it is
+                continued. Known pixels come back unchanged.
+            prompt_embeds, prompt_attention_mask: states `b l d` in place of the prompt, and bool `b l`; likewise
+                for the negative prompt.
+            output_type: "pil", "np", "pt" or "latent"; see `VideoPipelineOutput`.
+            return_dict: a `VideoPipelineOutput`, or else a tuple with the frames.
+            callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets.
+            latents_path: write the latents to this file before they are decoded.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        wanted_by_callback = callback_on_step_end_tensor_inputs or ["latents"]
+        size = (
+            self.default("num_frames", num_frames, 17),
+            self.default("height", height, 64),
+            self.default("width", width, 64),
+        )
+        self.check_inputs(
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            size,
+            output_type,
+            wanted_by_callback,
+            video,
+            mask,
+            num_videos_per_prompt,
+            generator,
+        )
+        self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
+        self._interrupt = False
+        device = self._execution_device
+
+        prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
+            prompt,
+            negative_prompt,
+            self.do_classifier_free_guidance,
+            num_videos_per_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            device,
+        )
+        batch = prompt_embeds.shape[0]
+        generators = self.prepare_generators(generator, batch)
+        known = self.prepare_known(video, mask, size, batch)
+        condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
+        inputs = self.transformer.condition_inputs(condition, coordinates)
+
+        latents = self.prepare_latents(latents, size, generators).to(device)
+        steps = self.default("num_inference_steps", num_inference_steps, 30)
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+        levels = torch.linspace(1.0, 1.0 / steps, steps).tolist()
+        self.scheduler.set_timesteps(sigmas=levels, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for i, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                timestep = t.expand(batch)
+                inputs["encoder_hidden_states"] = prompt_embeds
+                velocity = self.transformer(latents, timestep, coordinates, **inputs)
+                if negative_prompt_embeds is not None:
+                    other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
+                    other["encoder_attention_mask"] = negative_mask
+                    without = self.transformer(latents, timestep, coordinates, **other)
+                    velocity = without + self.guidance_scale * (velocity - without)
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {}
+                    for name in wanted_by_callback:  # a comprehension has no access to locals() before Python 3.12
+                        tensors[name] = locals()[name]
+                    changed = callback_on_step_end(self, i, t, tensors)
+                    latents = changed.pop("latents", latents)
+                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                progress.update()
+
+        self._current_timestep = None
+        frames = self.finish(self.with_known(latents, condition), size, output_type=output_type, known=known, latents_path=latents_path)
+        return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def prepare_latents(self, latents: Tensor | None, size: VideoSize, generators: Generators) -> Tensor:
+        """Noise to start from, given or drawn for each video on its own."""
+        spec = self.video_tokenizer.spec
+        shape = (len(generators), spec.num_tokens(size), spec.channels)
+        if latents is None:
+            return randn(shape, generators).to(self.transformer.dtype)
+        if latents.shape != shape:
+            raise ValueError(f"latents must be {shape}, got {tuple(latents.shape)}")
+        return latents.to(self.transformer.dtype)
+
+    def with_known(self, latents: Tensor, condition: Condition) -> Tensor:
+        """Latents with the known tokens in place."""
+        if condition.known is None:
+            return latents
+        known = condition.token_state == TokenState.KNOWN
+        return torch.where(known.unsqueeze(-1), condition.known.tokens.to(latents.dtype), latents)

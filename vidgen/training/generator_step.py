@@ -1,0 +1,88 @@
+"""One training step of a generator: latents of clips under their text and, sometimes, their first frames."""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vidgen.conditioning import Condition, TextStates, TokenState, known_prefix
+from vidgen.latents import Latents
+from vidgen.nn.random import Generators, rand
+from vidgen.pipelines.base import VideoPipeline
+from vidgen.training.checkpoint import write_folder
+from vidgen.training.step import Batch, TrainingStep
+
+
+class GeneratorStep(TrainingStep):
+    """Trains the transformer of a pipeline, and its text encoder where that one is trained jointly.
+
+    Args:
+        pipeline: its video tokenizer and a frozen text encoder help, but are not trained.
+        drop_text: share of the samples that are trained without text.
+        known_frames: share of the samples whose first frames are known; needs a causal tokenizer.
+    """
+
+    def __init__(self, pipeline: VideoPipeline, *, drop_text: float, known_frames: float) -> None:
+        super().__init__()
+        if known_frames > 0 and not pipeline.video_tokenizer.spec.causal:
+            raise ValueError(
+                "known_frames needs a tokenizer whose first tokens depend on the first frames alone, and this one is "
+                "not causal; set --known-frames 0"
+            )
+        self.pipeline = pipeline
+        self.transformer = pipeline.transformer
+        if pipeline.text_encoder.trained_jointly:
+            self.text_encoder = pipeline.text_encoder
+        self.drop_text, self.known_frames = drop_text, known_frames
+        pipeline.set_progress_bar_config(disable=True)
+
+    def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
+        latents = self.latents(batch)
+        condition = self.condition(batch)
+        dropped = rand((len(latents),), generators) < self.drop_text
+        condition = condition.without_text(dropped.to(condition.mask.device))
+        if self.known_frames > 0:
+            condition.known, condition.token_state = latents, self.random_prefix(latents, generators)
+        return self.transformer.losses(latents, condition, generators=generators)
+
+    def evaluate(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
+        return self.transformer.losses(self.latents(batch), self.condition(batch), generators=generators)
+
+    def latents(self, batch: Batch) -> Latents:
+        """Latents of the batch: encoded now, or from the cache."""
+        tokenizer = self.pipeline.video_tokenizer
+        with torch.no_grad(), torch.autocast(tokenizer.device.type, enabled=False):  # as exact as at inference
+            if "video" in batch:
+                return tokenizer.encode(batch["video"])
+            ids = batch.get("ids")
+            tokens = batch["tokens"] if ids is None else tokenizer.reals_from_ids(ids)
+            return Latents(tokens, ids, batch["size"], tokenizer.spec, batch.get("length"))
+
+    def condition(self, batch: Batch) -> Condition:
+        if "text" in batch:
+            return Condition(batch["text"], batch["text_mask"])
+        text: TextStates = self.pipeline.text_encoder.encode(batch["caption"])
+        return Condition(text.states, text.mask)
+
+    def random_prefix(self, latents: Latents, generators: Generators) -> Tensor:
+        """`b n` states: for a share of the samples the first 1…t-1 frames are known, for the others none."""
+        draws = rand((len(latents), 2), generators).to(latents.tokens.device)
+        frames = 1 + (draws[:, 1] * (latents.size[0] - 1)).long()
+        told = (draws[:, 0] < self.known_frames) & (frames < latents.size[0])
+        return torch.where(told[:, None], known_prefix(latents, frames), int(TokenState.UNKNOWN))
+
+    def samples(self, batch: Batch, generators: Generators) -> Tensor:
+        frames, height, width = batch["size"] if "size" in batch else batch["video"].shape[2:]
+        output = self.pipeline(  # pyright: ignore[reportCallIssue]
+            prompt=batch["caption"],
+            num_frames=frames,
+            height=height,
+            width=width,
+            generator=list(generators),
+            output_type="pt",
+        )
+        return rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1
+
+    def export(self, folder: Path) -> None:
+        write_folder(folder, self.pipeline.save_pretrained)

@@ -1,0 +1,156 @@
+"""Clips encoded once and kept on disk, under the hash of everything that went into them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from vidgen.conditioning import TextEncoder
+from vidgen.tokenizers.base import Tokenizer
+from vidgen.training.checkpoint import write_folder
+
+SHARD_CLIPS = 1024
+BATCH_CLIPS = 8
+HEADER = "cache.json"
+
+
+def weights_hash(model: nn.Module, *, config: dict[str, Any]) -> str:
+    """Hash of a model's class, configuration and every weight."""
+    digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cache_key(tokenizer: Tokenizer, text_encoder: TextEncoder | None, *, clips: dict[str, Any]) -> str:
+    """Hash of the networks and of the facts that decide which clips they see."""
+    parts = [weights_hash(tokenizer, config=dict(tokenizer.config)), json.dumps(clips, sort_keys=True, default=str)]
+    if text_encoder is not None:
+        parts.append(weights_hash(text_encoder, config=dict(text_encoder.config)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class EncodedClips(Dataset):
+    """Map-style dataset of a finished cache folder.
+
+    Each item is `{"ids": n q}` or `{"tokens": n c}`, with `caption`, `id`, `size` (frames, height, width), with
+    `length` for tokenizers of variable rate, and with `text` (`l d`) for a frozen text encoder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.header = json.loads((folder / HEADER).read_text())
+        self.size = tuple(self.header["size"])
+        self.shards: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.header["captions"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, row = divmod(index, SHARD_CLIPS)
+        if number not in self.shards:
+            self.shards[number] = safe_open(str(shard_path(self.folder, number)), framework="pt")
+        shard = self.shards[number]
+        item = {name: shard.get_slice(name)[row] for name in shard.keys()}  # noqa: SIM118  it is no dict
+        if "ids" in item:
+            item["ids"] = item["ids"].long()
+        if "text" in item:
+            item["text"] = item["text"][: int(item.pop("text_length"))]
+        return {**item, "caption": self.header["captions"][index], "id": self.header["ids"][index], "size": self.size}
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"clips-{number:05d}.safetensors"
+
+
+def encoded_clips(
+    folder: Path,
+    clips: Dataset,
+    *,
+    count: int,
+    key: str,
+    tokenizer: Tokenizer,
+    text_encoder: TextEncoder | None,
+    say: Callable[[str], None],
+) -> EncodedClips:
+    """The first `count` clips, encoded: from `folder / key` where they are already there, else encoded now.
+
+    Args:
+        key: of `cache_key`; another key is another folder, so nothing stale is ever read.
+        text_encoder: a frozen one, whose states are kept too; None keeps captions only.
+        say: told what happens.
+    """
+    place = folder / key[:32]
+    if (place / HEADER).is_file() and json.loads((place / HEADER).read_text())["key"] == key:
+        say(f"{count} encoded clips are in {place}")
+        return EncodedClips(place)
+
+    def fill(unfinished: Path) -> None:
+        captions, names, size = [], [], (0, 0, 0)
+        for number, first in enumerate(range(0, count, SHARD_CLIPS)):
+            rows: list[dict[str, Any]] = []
+            last = min(first + SHARD_CLIPS, count)
+            for start in range(first, last, BATCH_CLIPS):
+                items = [clips[index] for index in range(start, min(start + BATCH_CLIPS, last))]
+                rows += encode(items, tokenizer, text_encoder)
+                captions += [item["caption"] for item in items]
+                names += [item["id"] for item in items]
+                size = tuple(items[0]["video"].shape[1:])
+            save_file(stacked(rows), shard_path(unfinished, number))
+            say(f"encoded {last} of {count} clips")
+        header = {"key": key, "size": size, "captions": captions, "ids": names}
+        (unfinished / HEADER).write_text(json.dumps(header) + "\n")
+
+    write_folder(place, fill)
+    return EncodedClips(place)
+
+
+@torch.no_grad()
+def encode(
+    items: Iterable[dict[str, Any]], tokenizer: Tokenizer, text_encoder: TextEncoder | None
+) -> list[dict[str, Tensor]]:
+    """The tensors that are kept of each item."""
+    items = list(items)
+    latents = tokenizer.encode(torch.stack([item["video"] for item in items]).to(tokenizer.device))
+    kept = {"tokens": latents.tokens} if latents.ids is None else {"ids": latents.ids.int()}
+    if latents.length is not None:
+        kept["length"] = latents.length
+    rows = [{name: tensor[index].cpu() for name, tensor in kept.items()} for index in range(len(items))]
+    if text_encoder is not None:
+        text = text_encoder.encode([item["caption"] for item in items])
+        for row, states, mask in zip(rows, text.states.cpu(), text.mask.cpu(), strict=True):
+            row["text"] = states[mask]
+    return rows
+
+
+def stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One tensor for each name; text states of different lengths are padded and their lengths kept."""
+    tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "text"}
+    if "text" in rows[0]:
+        tensors["text"] = pad_sequence([row["text"] for row in rows], batch_first=True)
+        tensors["text_length"] = torch.tensor([len(row["text"]) for row in rows])
+    return tensors
+
+
+def collate_encoded(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Items of `EncodedClips` as one batch; text states are padded, `text_mask` says which are real."""
+    first = items[0]
+    batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("caption", "id")}
+    batch["size"] = first["size"]
+    for name in ("ids", "tokens", "length"):
+        if name in first:
+            batch[name] = torch.stack([item[name] for item in items])
+    if "text" in first:
+        batch["text"] = pad_sequence([item["text"] for item in items], batch_first=True)
+        lengths = torch.tensor([len(item["text"]) for item in items])
+        batch["text_mask"] = torch.arange(batch["text"].shape[1])[None] < lengths[:, None]
+    return batch
