@@ -2,13 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,6 +47,11 @@ class LatentPart:
             raise ValueError(f"axes must be a subsequence of 'thw' in that order, got {self.axes!r}")
         if len(self.stride) != len(self.axes):
             raise ValueError(f"axes {self.axes!r} need {len(self.axes)} strides, got {self.stride}")
+        if min((self.channels, self.count, *self.stride)) < 1 or min(self.codebooks, default=2) < 2:
+            raise ValueError(
+                f"part {self.name!r} needs strides, channels and count of at least 1 and codebooks of at least 2, got "
+                f"strides {self.stride}, {self.channels} channels, count {self.count}, codebooks {self.codebooks}"
+            )
         if self.first_frame_alone and "t" not in self.axes:
             raise ValueError(f"part {self.name!r} has no time axis, so first_frame_alone must be False")
 
@@ -155,7 +161,7 @@ class LatentSpec:
         """Fixed-length bits of the ids of one video, `None` for continuous latents."""
         if not self.discrete:
             return None
-        return sum(p.num_tokens(size) * sum(math.log2(codes) for codes in p.codebooks) for p in self.parts)
+        return sum(p.num_tokens(size) * math.log2(math.prod(p.codebooks)) for p in self.parts)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -190,11 +196,26 @@ class Latents:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
+        if len(self.size) != 3 or min(self.size) < 1 or self.start < 0:
+            raise ValueError(
+                "size must be (frames, height, width), each at least 1, and start at least 0, "
+                f"got size {self.size} and start {self.start}"
+            )
         expected = self.spec.num_tokens(self.size, start=self.start)
-        if self.tokens.shape[1] != expected:
-            raise ValueError(f"a video of {self.size} has {expected} tokens, got {self.tokens.shape[1]}")
+        if self.tokens.ndim != 3 or self.tokens.shape[1:] != (expected, self.spec.channels):
+            raise ValueError(
+                f"tokens of a video of size {self.size} have the shape (batch, {expected}, {self.spec.channels}), "
+                f"got {tuple(self.tokens.shape)}"
+            )
         if (self.ids is not None) != self.spec.discrete:
             raise ValueError("ids must be given exactly when the spec has codebooks")
+        batch = self.tokens.shape[0]
+        if self.ids is not None and self.ids.shape != (batch, expected, self.spec.num_codebooks):
+            raise ValueError(
+                f"ids must have the shape {(batch, expected, self.spec.num_codebooks)}, got {tuple(self.ids.shape)}"
+            )
+        if self.length is not None and self.length.shape != (batch,):
+            raise ValueError(f"length must have one entry a sample, {batch} in all, got {tuple(self.length.shape)}")
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -202,7 +223,7 @@ class Latents:
     def __getitem__(self, samples: slice) -> "Latents":
         ids = None if self.ids is None else self.ids[samples]
         length = None if self.length is None else self.length[samples]
-        return Latents(self.tokens[samples], ids, self.size, self.spec, length, self.start)
+        return replace(self, tokens=self.tokens[samples], ids=ids, length=length)
 
     def grid(self, part: int = 0) -> Tensor:
         """`b c t h w` view of a part that has all three axes."""
@@ -221,11 +242,13 @@ class Latents:
         tokens = self.tokens.to(*args, **kwargs)
         ids = None if self.ids is None else self.ids.to(tokens.device)
         length = None if self.length is None else self.length.to(tokens.device)
-        return Latents(tokens, ids, self.size, self.spec, length, self.start)
+        return replace(self, tokens=tokens, ids=ids, length=length)
 
     @staticmethod
     def collate(samples: list["Latents"]) -> "Latents":
         """Stack samples of equal size and spec into one batch."""
+        if not samples:
+            raise ValueError("expected latents of at least one sample to collate, got none")
         first = samples[0]
         if any(s.size != first.size or s.spec != first.spec or s.start != first.start for s in samples):
             raise ValueError("latents of one batch must have the same size and spec; group the clips by size first")
@@ -236,32 +259,114 @@ class Latents:
     @staticmethod
     def join(chunks: list["Latents"]) -> "Latents":
         """Concatenate consecutive chunks of a stream along time (specs of one part with a leading t axis)."""
-        first = chunks[0]
-        if len(first.spec.parts) != 1 or not first.spec.parts[0].axes.startswith("t"):
-            raise ValueError("only latents with one part and a leading time axis join along time")
-        frames, height, width = sum(chunk.size[0] for chunk in chunks), first.size[1], first.size[2]
+        if not chunks:
+            raise ValueError("expected at least one chunk of latents to join, got none")
+        first, frames = chunks[0], 0
+        first._check_time_leads()
+        for chunk in chunks:
+            if chunk.spec != first.spec or chunk.size[1:] != first.size[1:] or len(chunk) != len(first):
+                raise ValueError(
+                    "chunks of one stream must have the same spec, height, width and number of samples; got "
+                    f"{len(first)} of {first.size} and {len(chunk)} of {chunk.size}"
+                )
+            if chunk.start != first.start + frames:
+                raise ValueError(
+                    f"expected the chunk that begins at frame {first.start + frames}, got one that begins at frame "
+                    f"{chunk.start}; join the chunks in the order in which the stream gave them"
+                )
+            frames += chunk.size[0]
         ids = None if first.ids is None else torch.cat([c.ids for c in chunks if c.ids is not None], dim=1)
         tokens = torch.cat([chunk.tokens for chunk in chunks], dim=1)
-        return Latents(tokens, ids, (frames, height, width), first.spec, None, first.start)
+        return Latents(tokens, ids, (frames, first.size[1], first.size[2]), first.spec, None, first.start)
+
+    def split(self, rows: int) -> list["Latents"]:
+        """Cut along time into chunks of `rows` rows of tokens, the last one perhaps shorter; `join` undoes it."""
+        self._check_time_leads()
+        if rows < 1:
+            raise ValueError(f"expected chunks of at least 1 row of tokens, got {rows}")
+        part = self.spec.parts[0]
+        in_all = self.spec.grid(self.size, start=self.start)[0]
+        per_row = self.tokens.shape[1] // in_all
+        alone = part.first_frame_alone and self.start == 0
+
+        def frames_before(row: int) -> int:
+            return 1 + (row - 1) * part.stride[0] if alone and row > 0 else row * part.stride[0]
+
+        chunks = []
+        for row in range(0, in_all, rows):
+            first, last = frames_before(row), min(frames_before(row + rows), self.size[0])
+            tokens = slice(row * per_row, (row + rows) * per_row)
+            chunks.append(
+                replace(
+                    self,
+                    tokens=self.tokens[:, tokens],
+                    ids=None if self.ids is None else self.ids[:, tokens],
+                    size=(last - first, self.size[1], self.size[2]),
+                    start=self.start + first,
+                )
+            )
+        return chunks
+
+    def _check_time_leads(self) -> None:
+        part = self.spec.parts[0]
+        if len(self.spec.parts) != 1 or not part.axes.startswith("t") or part.count != 1 or self.length is not None:
+            raise ValueError(
+                "only latents of one part with a leading time axis, one token a place and no length join or split "
+                f"along time; these have the parts {[(p.name, p.axes) for p in self.spec.parts]}"
+            )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file that `load` reads; `metadata` travels along."""
+        """Write a safetensors file that `load` reads; `metadata` travels along. The file appears when it is whole."""
         tensors = {"ids": self.ids} if self.ids is not None else {}
         tensors["tokens"] = self.tokens
         if self.length is not None:
             tensors["length"] = self.length
         header = {"size": json.dumps(self.size), "start": str(self.start), "spec": json.dumps(self.spec.to_json())}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, path, metadata={**self.metadata, **header})
+        unfinished = Path(f"{path}.part")
+        save_file(contiguous, unfinished, metadata={**self.metadata, **header})
+        os.replace(unfinished, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Latents":
-        with safe_open(str(path), framework="pt") as file:
-            header = dict(file.metadata() or {})
-            if not {"size", "start", "spec"} <= header.keys():
-                raise ValueError(f"{path} is not a latents file: its header has no size and spec")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        frames, height, width = json.loads(header.pop("size"))
-        start, spec = int(header.pop("start")), LatentSpec.from_json(json.loads(header.pop("spec")))
-        ids, length = tensors.get("ids"), tensors.get("length")
-        return cls(tensors["tokens"], ids, (frames, height, width), spec, length, start, header)
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or holds something else; the message says what.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error}); encode the clip again") from error
+        missing = sorted({"size", "start", "spec"} - header.keys())
+        if missing or "tokens" not in tensors:
+            raise ValueError(
+                f"{path} is not a latents file: expected the tensor 'tokens' and a header with size, start and spec, "
+                f"got the tensors {sorted(tensors)} and the header entries {sorted(header)}"
+            )
+        try:
+            frames, height, width = (int(extent) for extent in json.loads(header.pop("size")))
+            start, spec = int(header.pop("start")), LatentSpec.from_json(json.loads(header.pop("spec")))
+            ids, length = tensors.get("ids"), tensors.get("length")
+            latents = cls(tensors["tokens"], ids, (frames, height, width), spec, length, start, header)
+            latents._check_ids()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a latents file that fits together: {error}") from error
+        return latents
+
+    def _check_ids(self) -> None:
+        if self.ids is None:
+            return
+        if self.ids.dtype != torch.long:
+            raise ValueError(f"ids must be of type {torch.long}, got {self.ids.dtype}")
+        for part, tokens in zip(self.spec.parts, self.spec.slices(self.size, start=self.start), strict=True):
+            ids = self.ids[:, tokens]
+            outside = (ids < 0) | (ids >= torch.tensor(part.codebooks))
+            if outside.any():
+                raise ValueError(
+                    f"part {part.name!r} has codebooks of {part.codebooks} codes, but the file holds "
+                    f"{int(outside.sum())} ids outside them, such as {int(ids[outside][0])}"
+                )

@@ -1,12 +1,18 @@
 """The front door: a model by built-in name, folder or hub id (`load`), or a preset with fresh weights (`build`)."""
 
 import difflib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from accelerate import init_empty_weights
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
+from vidgen.conditioning import TransformersTextEncoder
+from vidgen.nn.memory import own_memory
 from vidgen.pipelines import PIPELINES, VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import TOKENIZERS, Tokenizer
@@ -17,7 +23,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 def builtin_names() -> list[str]:
     """Names of the models that come with vidgen, sorted."""
-    return sorted(folder.name for folder in PRETRAINED.iterdir() if is_model(folder))
+    return sorted(folder.name for folder in PRETRAINED.glob("*") if is_model(folder))
 
 
 def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
@@ -25,10 +31,11 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
 
     Args:
         name_or_dir: a built-in name (`builtin_names`), a folder that `save_pretrained` wrote, or a hub id `owner/name`.
-        kwargs: go to `from_pretrained`, e.g. `torch_dtype`.
+        kwargs: go to `from_pretrained`, e.g. `dtype`.
 
     Raises:
-        ValueError: no such model (the nearest names are listed), or a folder that holds none of vidgen's.
+        ValueError: no such model (the nearest names are listed), a folder that holds none of vidgen's, or weights
+            that are missing, damaged, not finite, or of another model.
     """
     folder = PRETRAINED / str(name_or_dir)
     if not is_model(folder):
@@ -46,15 +53,93 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
 
 def load_folder(folder: Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
     if (folder / "model_index.json").is_file():
-        shared = {name: load(model) for name, model in shared_components(folder).items()}
-        return class_named(folder / "model_index.json", PIPELINES).from_pretrained(folder, **shared, **kwargs)
-    return class_named(folder / "config.json", TOKENIZERS).from_pretrained(folder, **kwargs).eval()
+        return load_pipeline(folder, **kwargs)
+    model = class_named(folder / "config.json", TOKENIZERS)
+    check_weights(folder, model)
+    tokenizer = model.from_pretrained(folder, **kwargs).eval()
+    check_finite(folder, tokenizer)
+    own_memory(tokenizer)
+    return tokenizer
+
+
+def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
+    precision = {name: kwargs[name] for name in ("dtype", "torch_dtype") if name in kwargs}
+    shared = {name: load(model, **precision) for name, model in shared_components(folder).items()}
+    model = class_named(folder / "model_index.json", PIPELINES)
+    own = {name: kind for name, kind in models_of_pipeline(folder).items() if name not in shared | kwargs}
+    for name, kind in own.items():
+        check_weights(folder / name, kind)
+    pipeline = model.from_pretrained(folder, **shared, **kwargs)
+    for name in own:
+        check_finite(folder / name, getattr(pipeline, name))
+    return pipeline
+
+
+def models_of_pipeline(folder: Path) -> dict[str, type[ModelMixin]]:
+    """Classes of the components with weights that a saved pipeline says it has, by name."""
+    models = {}
+    for name, entry in read_json(folder / "model_index.json").items():
+        if name.startswith("_") or not isinstance(entry, list) or not str(entry[0]).startswith("vidgen."):
+            continue
+        kind = getattr(importlib.import_module(entry[0]), entry[1])
+        if issubclass(kind, ModelMixin) and kind is not TransformersTextEncoder:  # transformers knows its weights
+            models[name] = kind
+    return models
+
+
+def check_weights(folder: Path, model: type[ModelMixin]) -> None:
+    """ValueError unless the safetensors files of `folder` hold the weights that its configuration asks for.
+
+    Without it diffusers would fill missing weights with random numbers, and say so in a log line only.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a saved {model.__name__}: it has no config.json; save the model again")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        if any(folder.glob("*.bin")):
+            return  # diffusers' other format; it has no header to look into
+        raise ValueError(f"{folder} holds no weights: expected a .safetensors file; save the model again")
+    found = {}
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt") as weights:
+                found |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); copy or save the model again") from error
+    with init_empty_weights():
+        expected_model: Any = model.from_config(read_json(folder / "config.json"))  # pyright: ignore
+    expected = {name: tuple(tensor.shape) for name, tensor in expected_model.state_dict().items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"the weights in {folder} are of another model than its config.json: {len(wrong)} tensors differ, such as "
+            f"{name}, expected {expected.get(name, 'none')}, got {found.get(name, 'none')}; use matching files"
+        )
+
+
+def check_finite(folder: Path, model: nn.Module) -> None:
+    """ValueError if a weight is NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            broken = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{folder} has broken weights: {broken} of {tensor.numel()} numbers of {name} are NaN or infinite; "
+                "use an earlier checkpoint"
+            )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}; copy or save the model again") from error
 
 
 def shared_components(folder: Path) -> dict[str, str]:
     """Components that are not in a pipeline's folder but another model, by name: `shared.json`."""
     described = folder / "shared.json"
-    return json.loads(described.read_text()) if described.is_file() else {}
+    return {name: str(model) for name, model in read_json(described).items()} if described.is_file() else {}
 
 
 def load_from_hub(name: str, **kwargs: Any) -> Tokenizer | VideoPipeline:
@@ -92,13 +177,15 @@ def looks_like_hub_id(name: str) -> bool:
 
 
 def suggestion(name: str, names: list[str]) -> str:
+    if not names:
+        return "this installation has no built-in models; give the folder of a saved one"
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
     return f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(names)}"
 
 
 def class_named(description: Path, classes: Any) -> Any:
     """The class that a saved model says it is, of those that may be loaded."""
-    name = json.loads(description.read_text()).get("_class_name")
+    name = read_json(description).get("_class_name")
     for known in classes:
         if known.__name__ == name:
             return known

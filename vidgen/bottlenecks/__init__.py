@@ -1,5 +1,6 @@
 """KL, VQ, FSQ…: one slot, one file each, listed once in `BOTTLENECKS`."""
 
+import inspect
 from typing import Any
 
 from vidgen.bottlenecks.base import Bottleneck, Bottlenecked
@@ -16,4 +17,8 @@ def build_bottleneck(name: str, options: dict[str, Any]) -> Bottleneck:
     """The bottleneck called `name`, with the options of its constructor."""
     if name not in BOTTLENECKS:
         raise ValueError(f"unknown bottleneck {name!r}; one of {', '.join(BOTTLENECKS)}")
+    accepted = list(inspect.signature(BOTTLENECKS[name]).parameters)
+    unknown = [option for option in options if option not in accepted]
+    if unknown:
+        raise ValueError(f"bottleneck {name!r} has no option {', '.join(unknown)}; it takes {', '.join(accepted)}")
     return BOTTLENECKS[name](**options)

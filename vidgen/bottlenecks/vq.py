@@ -29,8 +29,8 @@ class VQ(Bottleneck):
         restart_below: float = 0.1,
     ) -> None:
         super().__init__()
-        if codes < 2:
-            raise ValueError(f"VQ needs at least 2 codes, got {codes}")
+        if codes < 2 or channels < 1:
+            raise ValueError(f"VQ needs at least 2 codes of at least 1 channel, got {codes} codes of {channels}")
         self.channels = self.in_channels = channels
         self.codebooks = (codes,)
         self.quantizer = VectorQuantize(
@@ -38,14 +38,16 @@ class VQ(Bottleneck):
             codebook_size=codes,
             decay=decay,
             commitment_weight=commitment,
-            threshold_ema_dead_code=restart_below,
+            threshold_ema_dead_code=restart_below,  # pyright: ignore[reportArgumentType]  its default is an int
             kmeans_init=False,
             use_cosine_sim=True,
         )
 
     def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
+        # Whoever only encodes (no gradients) never moves the codebook, whatever mode the module is in.
+        freeze = not torch.is_grad_enabled()
         with torch.autocast(features.device.type, enabled=False):
-            vectors, ids, commitment = self.quantizer(features.float())
+            vectors, ids, commitment = self.quantizer(features.float(), freeze_codebook=freeze)
         losses = {"commitment": commitment.sum()} if self.training else {}
         return Bottlenecked(vectors, ids.long().unsqueeze(-1), losses)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidgen.conditioning.condition import TokenState
-from vidgen.latents import NO_PLACE, Latents, LatentSpec
+from vidgen.latents import NO_PLACE, Latents, LatentSpec, VideoSize
 
 
 class Encodes(Protocol):
@@ -33,18 +33,13 @@ def known_from_video(tokenizer: Encodes, video: Tensor, mask: Tensor) -> tuple[L
 
 
 def fill_unknown(video: Tensor, mask: Tensor) -> Tensor:
-    """Fill unknown pixels along time from the nearest known frame before, then after; gray where there is none."""
+    """Fill unknown pixels along time from the nearest known frame before, else after; gray where there is none."""
     filled = torch.where(mask, video, torch.zeros_like(video))
     seen = mask.clone()
-    frames = video.shape[2]
-    for t in [*range(1, frames), *range(frames - 2, -1, -1)]:
-        source = t - 1 if t > 0 and bool(seen[:, :, t - 1].any()) and not bool(seen[:, :, t].all()) else t
-        neighbours = [source] if source != t else []
-        neighbours += [t + 1] if t + 1 < frames else []
-        for neighbour in neighbours:
-            takes = ~seen[:, :, t] & seen[:, :, neighbour]
-            filled[:, :, t] = torch.where(takes, filled[:, :, neighbour], filled[:, :, t])
-            seen[:, :, t] |= takes
+    last = video.shape[2] - 1
+    for t, neighbour in [(t, t - 1) for t in range(1, last + 1)] + [(t, t + 1) for t in range(last - 1, -1, -1)]:
+        filled[:, :, t] = torch.where(seen[:, :, t], filled[:, :, t], filled[:, :, neighbour])
+        seen[:, :, t] |= seen[:, :, neighbour]
     return filled
 
 
@@ -56,22 +51,17 @@ def token_states(mask: Tensor, spec: LatentSpec) -> Tensor:
     frames, height, width = mask.shape[2:]
     rows = []
     for part in spec.parts:
-        known = mask.float()
-        valid = torch.ones_like(known)
         strides = dict(zip(part.axes, part.stride, strict=True))
-        if part.first_frame_alone:
-            lead = strides["t"] - 1
-            known, valid = F.pad(known, (0, 0, 0, 0, lead, 0)), F.pad(valid, (0, 0, 0, 0, lead, 0))
-        window = (strides.get("t", known.shape[2]), strides.get("h", height), strides.get("w", width))
-        missing = [-extent % stride for extent, stride in zip(known.shape[2:], window, strict=True)]
-        padding = (0, missing[2], 0, missing[1], 0, missing[0])
-        covered = F.avg_pool3d(F.pad(known, padding), window)
-        possible = F.avg_pool3d(F.pad(valid, padding), window)
-        state = torch.full_like(covered, TokenState.PARTIAL)
-        state[covered == 0] = TokenState.UNKNOWN
-        state[(covered >= possible - 1e-6) & (possible > 0)] = TokenState.KNOWN
+        lead = strides["t"] - 1 if part.first_frame_alone else 0
+        window = (strides.get("t", frames), strides.get("h", height), strides.get("w", width))
+        missing = [-extent % step for extent, step in zip((lead + frames, height, width), window, strict=True)]
+        padding = (0, missing[2], 0, missing[1], lead, missing[0])  # padding is neither known nor unknown
+        any_known = F.max_pool3d(F.pad(mask.float(), padding), window) > 0
+        any_unknown = F.max_pool3d(F.pad((~mask).float(), padding), window) > 0
+        state = torch.where(any_unknown, int(TokenState.PARTIAL), int(TokenState.KNOWN))
+        state = torch.where(any_known, state, int(TokenState.UNKNOWN))
         rows.append(rearrange(state, "b 1 t h w -> b (t h w)").repeat(1, part.count))
-    return torch.cat(rows, dim=1).long()
+    return torch.cat(rows, dim=1)
 
 
 def known_prefix(latents: Latents, frames: Tensor) -> Tensor:
@@ -81,6 +71,15 @@ def known_prefix(latents: Latents, frames: Tensor) -> Tensor:
     """
     if not latents.spec.causal:
         raise ValueError("a prefix of tokens stands for a prefix of frames only with a causal tokenizer")
-    frame = latents.spec.coordinates(latents.size)[:, 2].to(frames.device)
-    known = (frame[None] < frames[:, None]) & (frame != NO_PLACE)[None]
-    return torch.where(known, int(TokenState.KNOWN), int(TokenState.UNKNOWN))
+    last = last_frames(latents.spec, latents.size).to(frames.device)
+    return torch.where(last[None] < frames[:, None], int(TokenState.KNOWN), int(TokenState.UNKNOWN))
+
+
+def last_frames(spec: LatentSpec, size: VideoSize) -> Tensor:
+    """`n` long: the last frame that each token covers."""
+    coordinates = spec.coordinates(size)
+    number, frame = coordinates[:, 0], coordinates[:, 2]
+    # with a lone first frame a row's coordinate is its last frame already, otherwise its first
+    reach = torch.tensor([0 if p.first_frame_alone or "t" not in p.axes else p.stride[0] - 1 for p in spec.parts])
+    last = torch.where(frame == NO_PLACE, size[0] - 1, frame + reach[number])
+    return last.clamp(max=size[0] - 1)

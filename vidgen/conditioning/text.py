@@ -5,12 +5,15 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+SOURCE = "text_model"  # folder beside the weights with what transformers needs to build the encoder again
 
 
 @dataclass
@@ -102,21 +105,38 @@ class TransformersTextEncoder(TextEncoder, ConfigMixin):
     Args:
         repository: folder or hub id for `AutoTokenizer` and `AutoModel`.
         max_length: prompts are cut to this many tokens, as these encoders do.
+        pretrained: take the repository's weights; otherwise only its architecture, for weights that come next.
     """
 
     trained_jointly = False
 
     @register_to_config
-    def __init__(self, repository: str = "", max_length: int = 128) -> None:
+    def __init__(self, repository: str = "", max_length: int = 128, pretrained: bool = True) -> None:
         super().__init__()
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         self.max_length = max_length
         self.text_tokenizer = AutoTokenizer.from_pretrained(repository)
         config: Any = AutoConfig.from_pretrained(repository)
-        model = AutoModel.from_pretrained(repository, config=config, use_safetensors=True)
+        self.text_config = config
+        if pretrained:
+            model = AutoModel.from_pretrained(repository, config=config, use_safetensors=True)
+        else:
+            model = AutoModel.from_config(config)
         self.model = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
         self.model.requires_grad_(False)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As diffusers', with transformers' configuration and tokenizer beside the weights, to need no repository."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        source = Path(save_directory) / SOURCE
+        self.text_config.save_pretrained(source)
+        self.text_tokenizer.save_pretrained(source)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "TransformersTextEncoder":
+        """An encoder that `save_pretrained` wrote."""
+        return super().from_pretrained(folder, repository=str(Path(folder) / SOURCE), pretrained=False, **kwargs)
 
     @property
     def width(self) -> int:

@@ -1,6 +1,6 @@
 """Autoregressive transformer: one token after the other, with a cache of keys and values (LlamaGen class)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -32,8 +32,8 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["TransformerBlock"]
-    _repeated_blocks = ["TransformerBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]
 
     @register_to_config
     def __init__(
@@ -54,7 +54,9 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, expansion=expansion) for _ in range(layers))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(width, heads, expansion=expansion) for _ in range(layers)
+        )
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
 

@@ -1,6 +1,6 @@
 """Flow-matching diffusion transformer over tokens: noise in, velocity out (DiT, SD3, STIV's frame replacement)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -33,8 +33,8 @@ class DiffusionTransformer(Generator, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["ModulatedBlock"]
-    _repeated_blocks = ["ModulatedBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["ModulatedBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["ModulatedBlock"]
 
     @register_to_config
     def __init__(
@@ -62,7 +62,9 @@ class DiffusionTransformer(Generator, ConfigMixin):
         self.text_projection = TextProjection(text_width, width)
         self.level_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.to_modulation = nn.Linear(width, 6 * width)
-        self.transformer_blocks = nn.ModuleList(ModulatedBlock(width, heads, expansion=expansion) for _ in range(layers))
+        self.transformer_blocks = nn.ModuleList(
+            ModulatedBlock(width, heads, expansion=expansion) for _ in range(layers)
+        )
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.proj_out = nn.Linear(width, folded)
@@ -147,7 +149,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
         return extents[0], extents[1], extents[2]
 
     def fold(self, x: Tensor, grid: tuple[int, int, int] | None, *, mean: bool = False) -> Tensor:
-        """`b n c -> b n' (c · patch)`, or the mean over each patch; a ragged border is padded with zeros."""
+        """`b n c -> b n' (c · patch)`, or the mean over each patch's tokens; a ragged border is padded with zeros."""
         if grid is None:
             return x
         t, h, w = grid
@@ -156,7 +158,10 @@ class DiffusionTransformer(Generator, ConfigMixin):
         x = nn.functional.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
         p, q, r = self.patch
         x = rearrange(x, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
-        return x.mean(dim=2) if mean else x.flatten(2)
+        if not mean:
+            return x.flatten(2)
+        tokens_in_patch = self.fold(x.new_ones(1, t * h * w, 1), grid).sum(dim=2, keepdim=True)
+        return x.sum(dim=2) / tokens_in_patch
 
     def unfold(self, x: Tensor, grid: tuple[int, int, int] | None) -> Tensor:
         if grid is None:

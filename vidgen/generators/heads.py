@@ -1,6 +1,7 @@
 """From hidden states to tokens: categorical for ids, a small per-token flow for reals; chosen by the spec."""
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from einops import repeat
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from vidgen.generators.embedding import Digits
 from vidgen.latents import LatentSpec
 from vidgen.nn.positions import level_features
-from vidgen.nn.random import Generators, gumbel, rand, randn
+from vidgen.nn.random import Generators, gumbel, randn
 from vidgen.schedulers.sampling import SamplingRule
 
 
@@ -72,10 +73,11 @@ class CategoricalHead(Head):
         conditional = self.logits(hidden)
         unconditional = conditional if uncond_hidden is None else self.logits(uncond_hidden)
         digits, log_probability = [], torch.zeros(hidden.shape[:2], device=hidden.device)
-        for index, (cond, uncond) in enumerate(zip(conditional, unconditional, strict=True)):
+        for cond, uncond in zip(conditional, unconditional, strict=True):
             logits = cond if uncond_hidden is None else uncond + guidance * (cond - uncond)
-            if limits is not None and len(self.digits.sizes) == limits.shape[1]:
-                beyond = torch.arange(logits.shape[-1], device=logits.device) >= limits[:, index, None]
+            if limits is not None:
+                allowed = self.digits.allowed(digits, limits)
+                beyond = torch.arange(logits.shape[-1], device=logits.device) >= allowed[..., None]
                 logits = logits.masked_fill(beyond, float("-inf"))
             logits = rule.filter(logits)
             noise = gumbel(logits.shape, generators, like=logits) if rule.temperature > 0 else 0.0
@@ -138,7 +140,7 @@ class FlowHead(Head):
         shape = (*hidden.shape[:2], self.channels)
         x = rule.temperature * randn(shape, generators, like=hidden.float())
         levels = torch.linspace(1.0, 0.0, rule.flow_steps + 1, device=hidden.device)
-        for now, after in zip(levels[:-1], levels[1:], strict=True):
+        for now, after in pairwise(levels):
             level = now.expand(hidden.shape[:2])
             velocity = self.velocity(x, level, hidden).float()
             if uncond_hidden is not None:
@@ -165,8 +167,3 @@ class ModulatedLayer(nn.Module):
 def build_head(spec: LatentSpec, width: int) -> Head:
     """Categorical for discrete specs, flow for continuous ones."""
     return CategoricalHead(spec, width) if spec.discrete else FlowHead(spec, width)
-
-
-def random_order(batch: int, tokens: int, generators: Generators) -> Tensor:
-    """`b n` uniform scores: the order of decoding where there is no confidence."""
-    return rand((batch, tokens), generators)

@@ -1,7 +1,7 @@
 """Masked transformer: sees some tokens, predicts the rest, all at once (MaskGIT, MAGVIT; MAR for reals)."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -32,8 +32,8 @@ class MaskedTransformer(Generator, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["TransformerBlock"]
-    _repeated_blocks = ["TransformerBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["TransformerBlock"]
 
     @register_to_config
     def __init__(
@@ -55,7 +55,9 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, expansion=expansion) for _ in range(layers))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(width, heads, expansion=expansion) for _ in range(layers)
+        )
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
 
@@ -99,7 +101,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         return {"masked": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}
 
     def random_mask(self, condition: Condition, shape: torch.Size, generators: Generators) -> Tensor:
-        """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉ at random, at least one; ratio = cos(π/2 · u)."""
+        """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉ at random, at least one; ratio cos(π/2 · u)."""
         batch, count = shape
         unknown = torch.ones(batch, count, dtype=torch.bool)
         if condition.token_state is not None:

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from vidgen.latents import NO_PLACE
 
-BASE = 100.0  # longest wavelength is 2π·100 tokens: video grids are short, and 10,000 would leave most channels constant
+BASE = (
+    100.0  # longest wavelength is 2π·100 tokens: video grids are short, and 10,000 would leave most channels constant
+)
 
 
 def positions(coordinates: Tensor, unit: tuple[int, int, int]) -> Tensor:

@@ -13,7 +13,9 @@ def seeded(seeds: Sequence[int], *, device: torch.device | str = "cpu") -> list[
     return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
 
-def _per_sample(draw: Callable[..., Tensor], shape: Sequence[int], generators: Generators, like: Tensor | None) -> Tensor:
+def _per_sample(
+    draw: Callable[..., Tensor], shape: Sequence[int], generators: Generators, like: Tensor | None
+) -> Tensor:
     if len(generators) != shape[0]:
         raise ValueError(f"expected one generator per sample, {shape[0]} in all, got {len(generators)}")
     rows = [draw(tuple(shape[1:]), generator=generator, device=generator.device) for generator in generators]
@@ -34,4 +36,4 @@ def rand(shape: Sequence[int], generators: Generators, *, like: Tensor | None = 
 def gumbel(shape: Sequence[int], generators: Generators, *, like: Tensor | None = None) -> Tensor:
     """Standard Gumbel noise of `shape` (b first)."""
     uniform = rand(shape, generators, like=like).clamp(min=1e-20)
-    return -torch.log(-torch.log(uniform).clamp(min=1e-20))
+    return -torch.log((-torch.log(uniform)).clamp(min=1e-20))

@@ -52,9 +52,7 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: KeyValueCache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: KeyValueCache | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = rotate(self.norm_q(q).to(v.dtype), *turns), rotate(self.norm_k(k).to(v.dtype), *turns)
         if cache is not None:

@@ -18,6 +18,7 @@ from vidgen.tokenizers import Tokenizer
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
+
 class AutoregressiveVideoPipeline(VideoPipeline):
     """Text to video, token by token.
 
@@ -80,11 +81,11 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             prompt: what to show, one or many.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
-            num_inference_steps: Euler steps of a flow head (16 by default); the number of tokens is the number of steps otherwise.
-            guidance_scale: classifier-free guidance; 1 = none.
+            num_inference_steps: Euler steps of a flow head, 16 by default; ids take one step a token and ignore it.
+            guidance_scale: classifier-free guidance; none up to 1.
             num_videos_per_prompt: videos for each prompt.
             generator: one for all videos or one for each. A video's noise does not depend on the others of the call.
-            latents: the first tokens, ids `b m q` or reals `b m c`, m ≤ n, to go on from.
+            latents: the first tokens, ids `b m q` or reals `b m c`, m ≤ n, to go on from; known pixels come first.
             video, mask: known pixels: `3 t h w` or `b 3 t h w` in [-1, 1] (or PIL or NumPy frames), and bool
                 `t h w` … `b 1 t h w`. A video without a mask is known whole; shorter than num_frames, it is
                 continued. Known pixels come back unchanged.
@@ -99,7 +100,9 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        wanted_by_callback = callback_on_step_end_tensor_inputs or ["latents"]
+        wanted_by_callback = callback_on_step_end_tensor_inputs
+        if wanted_by_callback is None:
+            wanted_by_callback = ["latents"]
         size = (
             self.default("num_frames", num_frames, 17),
             self.default("height", height, 64),
@@ -110,6 +113,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
             size,
             output_type,
             wanted_by_callback,
@@ -117,6 +122,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             mask,
             num_videos_per_prompt,
             generator,
+            latents_path,
         )
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 2.0)
         self._interrupt = False
@@ -167,14 +173,14 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 here["encoder_hidden_states"] = prompt_embeds
                 hidden = self.transformer(previous, place, **here, caches=caches)
                 without = None
-                if negative_prompt_embeds is not None:
+                if negative_prompt_embeds is not None:  # also while guidance is off: its cache must not have gaps
                     other = {**here, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
                     without = self.transformer(previous, place, **other, caches=caches_without)
                 prediction, _ = self.transformer.proj_out.sample(
                     hidden,
                     without,
-                    self.scheduler.guidance_at(i, self.guidance_scale),
+                    self.scheduler.guidance_at(i, self.guidance_scale) if self.do_classifier_free_guidance else 1.0,
                     generators=generators,
                     rule=rule,
                     limits=None if limits is None else limits[i : i + 1],
@@ -193,6 +199,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 progress.update()
 
         self._current_timestep = None
+        latents = torch.cat([latents, given[:, latents.shape[1] :]], dim=1)  # an interrupted run still has a video
         frames = self.finish(latents, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -208,10 +215,12 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             given = known.to(given.dtype)
         if latents is None:
             return given, unknown
-        if latents.shape[0] != batch or latents.shape[1] > count or latents.shape[2] != given.shape[2]:
-            raise ValueError(f"latents must be `{batch} m {given.shape[2]}` with m ≤ {count}, got {tuple(latents.shape)}")
+        latents = self.given_tokens(latents)
         first = latents.shape[1]
-        given = torch.cat([latents.to(given.dtype).to(given.device), given[:, first:]], dim=1)
+        if latents.shape[0] != batch or first > count or (latents.dtype == torch.long and (latents < 0).any()):
+            raise ValueError(f"latents must be `{batch} m …` with m ≤ {count} and ids ≥ 0, got {tuple(latents.shape)}")
+        begun = torch.where(unknown[:, :first].unsqueeze(-1), latents, given[:, :first])
+        given = torch.cat([begun, given[:, first:]], dim=1)
         return given, torch.cat([torch.zeros_like(unknown[:, :first]), unknown[:, first:]], dim=1)
 
 

@@ -2,24 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidgen.conditioning import Condition, TextEncoder, TextStates, TokenState, known_from_video
 from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
+from vidgen.nn.memory import own_memory
 from vidgen.nn.random import seeded
 from vidgen.pipelines.output import Frames
 from vidgen.tokenizers.base import Tokenizer
 
 Prompt = str | list[str]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
 VideoInput = Tensor | np.ndarray | list[Image] | list[list[Image]]
 
 
@@ -27,7 +29,7 @@ class VideoPipeline(DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     video_tokenizer: Tokenizer
     text_encoder: TextEncoder
@@ -42,17 +44,33 @@ class VideoPipeline(DiffusionPipeline):
         scheduler: Any,
         defaults: dict[str, Any] | None,
     ) -> None:
-        """Keep the components; `defaults` are values for arguments that a call leaves out."""
+        """Keep the components; `defaults` are values for arguments that a call leaves out.
+
+        As in diffusers, components that a use does not need may be `None` (the text encoder beside embeddings).
+        """
+        unknown = sorted(set(defaults or {}) - set(DEFAULTABLE))
+        if unknown:
+            raise ValueError(f"defaults may hold {', '.join(DEFAULTABLE)}; got {', '.join(unknown)}")
         self.register_modules(
             video_tokenizer=video_tokenizer, text_encoder=text_encoder, transformer=transformer, scheduler=scheduler
         )
         self.register_to_config(defaults=dict(defaults or {}))
         self.video_processor = VideoProcessor(do_resize=False)
-        transformer.check_spec(video_tokenizer.spec)
+        for component in self.components.values():
+            if isinstance(component, nn.Module):
+                own_memory(component)
+        if transformer is not None and video_tokenizer is not None:
+            transformer.check_spec(video_tokenizer.spec)
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: Any = None
         self._interrupt = False
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoPipeline":
+        """As diffusers', which leaves components behind whose class is not exactly the annotated one."""
+        kept = {name: pipeline.components[name] for name in ("video_tokenizer", "text_encoder") if name not in kwargs}
+        return super().from_pipe(pipeline, **kept, **kwargs)
 
     # diffusers' properties
 
@@ -62,7 +80,7 @@ class VideoPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0
+        return self._guidance_scale > 1.0
 
     @property
     def num_timesteps(self) -> int:
@@ -88,6 +106,8 @@ class VideoPipeline(DiffusionPipeline):
         negative_prompt: Prompt | None,
         prompt_embeds: Tensor | None,
         negative_prompt_embeds: Tensor | None,
+        prompt_attention_mask: Tensor | None,
+        negative_prompt_attention_mask: Tensor | None,
         size: VideoSize,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
@@ -95,27 +115,31 @@ class VideoPipeline(DiffusionPipeline):
         mask: Tensor | None,
         num_videos_per_prompt: int,
         generator: torch.Generator | list[torch.Generator] | None,
+        latents_path: str | Path | None,
     ) -> None:
         """ValueError that says what was expected, what came and what to do."""
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("give exactly one of prompt and prompt_embeds; use prompt='' for no text")
-        if prompt is not None and not isinstance(prompt, str | list):
-            raise ValueError(f"prompt must be a str or a list of str, got {type(prompt).__name__}")
-        if isinstance(prompt, list) and (not prompt or not all(isinstance(text, str) for text in prompt)):
-            raise ValueError("a list of prompts must hold at least one prompt and nothing but str")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
-        if isinstance(prompt, list) and isinstance(negative_prompt, list) and len(negative_prompt) != len(prompt):
-            raise ValueError(
-                f"{len(prompt)} prompts need as many negative prompts or a single one, got {len(negative_prompt)}"
-            )
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            check_prompt(name, text)
+            if text is not None and self.text_encoder is None:
+                raise ValueError(f"this pipeline has no text encoder; give {name}_embeds instead of {name}")
+        self._check_embeds("prompt", prompt_embeds, prompt_attention_mask)
+        self._check_embeds("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask)
+        prompts = count_prompts(prompt, prompt_embeds)
+        if not isinstance(negative_prompt, str) and (negative_prompt is not None or negative_prompt_embeds is not None):
+            negatives = count_prompts(negative_prompt, negative_prompt_embeds)
+            if negatives != prompts:
+                raise ValueError(f"{prompts} prompts need as many negative prompts or one str, got {negatives}")
         for name, extent in zip(("num_frames", "height", "width"), size, strict=True):
-            if extent < 1:
-                raise ValueError(f"{name} must be at least 1, got {extent}")
+            if not isinstance(extent, int) or extent < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {extent!r}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        if num_videos_per_prompt < 1:
-            raise ValueError(f"num_videos_per_prompt must be at least 1, got {num_videos_per_prompt}")
+        if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
+            raise ValueError(f"num_videos_per_prompt must be an int of at least 1, got {num_videos_per_prompt!r}")
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -123,13 +147,24 @@ class VideoPipeline(DiffusionPipeline):
             )
         if mask is not None and video is None:
             raise ValueError("mask says which pixels of video are known; give the video as well")
-        if isinstance(generator, list):
-            given = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)  # pyright: ignore[reportArgumentType]
-            if len(generator) != given * num_videos_per_prompt:
-                raise ValueError(
-                    f"expected one generator for each of {given * num_videos_per_prompt} videos, got {len(generator)}; "
-                    "a single generator serves all"
-                )
+        if isinstance(generator, list) and len(generator) != prompts * num_videos_per_prompt:
+            raise ValueError(
+                f"expected one generator for each of {prompts * num_videos_per_prompt} videos, got {len(generator)}; "
+                "a single generator serves all"
+            )
+        if latents_path is not None and not Path(latents_path).absolute().parent.is_dir():
+            raise ValueError(f"latents_path {latents_path} lies in a folder that does not exist; create it first")
+
+    def _check_embeds(self, name: str, embeds: Tensor | None, mask: Tensor | None) -> None:
+        if embeds is None:
+            if mask is not None:
+                raise ValueError(f"{name}_attention_mask belongs to {name}_embeds; give them as well")
+            return
+        width = self.transformer.config.text_width
+        if embeds.ndim != 3 or embeds.shape[2] != width:
+            raise ValueError(f"{name}_embeds must be `b l {width}`, got {tuple(embeds.shape)}")
+        if mask is not None and mask.shape != embeds.shape[:2]:
+            raise ValueError(f"{name}_attention_mask must be {tuple(embeds.shape[:2])}, got {tuple(mask.shape)}")
 
     def encode_prompt(
         self,
@@ -149,44 +184,39 @@ class VideoPipeline(DiffusionPipeline):
         """
         device = device or self._execution_device
         positive = self._states(prompt, prompt_embeds, prompt_attention_mask, device)
+        count = len(positive.states)
         positive = repeated(positive, num_videos_per_prompt)
+        prompt_embeds, prompt_attention_mask = positive.states, positive.mask
         if not do_classifier_free_guidance:
-            return positive.states, positive.mask, None, None
-        if negative_prompt is None and negative_prompt_embeds is None:
-            negative = TextStates(torch.zeros_like(positive.states), torch.zeros_like(positive.mask))
-            return positive.states, positive.mask, negative.states, negative.mask
-        count = len(positive.states) // num_videos_per_prompt
-        if isinstance(negative_prompt, str):
-            negative_prompt = [negative_prompt] * count
-        negative = self._states(negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, device)
-        negative = repeated(negative, num_videos_per_prompt)
-        return positive.states, positive.mask, negative.states, negative.mask
+            negative_prompt_embeds, negative_prompt_attention_mask = None, None
+        elif negative_prompt is None and negative_prompt_embeds is None:
+            negative_prompt_embeds = torch.zeros_like(prompt_embeds)
+            negative_prompt_attention_mask = torch.zeros_like(prompt_attention_mask)
+        else:
+            texts = [negative_prompt] * count if isinstance(negative_prompt, str) else negative_prompt
+            negative = self._states(texts, negative_prompt_embeds, negative_prompt_attention_mask, device)
+            negative = repeated(negative, num_videos_per_prompt)
+            negative_prompt_embeds, negative_prompt_attention_mask = negative.states, negative.mask
+        return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
     def _states(
         self, prompt: Prompt | None, embeds: Tensor | None, mask: Tensor | None, device: torch.device
     ) -> TextStates:
+        dtype = (self.text_encoder if self.transformer is None else self.transformer).dtype
         if embeds is not None:
-            if embeds.ndim != 3 or embeds.shape[2] != self.text_encoder.width:
-                raise ValueError(
-                    f"prompt embeddings must be `b l {self.text_encoder.width}`, got {tuple(embeds.shape)}"
-                )
             mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-            return TextStates(embeds.to(device, self.transformer.dtype), mask.to(device))
+            return TextStates(embeds.to(device, dtype), mask.to(device))
         assert prompt is not None
-        states = self.text_encoder.encode([prompt] if isinstance(prompt, str) else prompt)
-        return TextStates(states.states.to(device, self.transformer.dtype), states.mask.to(device))
+        bring_onto_device(self.text_encoder)
+        text = self.text_encoder.encode([prompt] if isinstance(prompt, str) else prompt)
+        return TextStates(text.states.to(device, dtype), text.mask.to(device))
 
     def prepare_generators(
         self, generator: torch.Generator | list[torch.Generator] | None, count: int
     ) -> list[torch.Generator]:
         """One generator per video. The i-th video of a call has the same noise however many videos the call makes."""
-        if generator is None:
-            seeds = [torch.seed() % 2**63 for _ in range(count)]
-        elif isinstance(generator, list):
-            seeds = [draw_seed(one) for one in generator]
-        else:
-            seeds = [draw_seed(generator) for _ in range(count)]
-        return seeded(seeds)
+        sources = generator if isinstance(generator, list) else [generator or torch.default_generator] * count
+        return seeded([draw_seed(source) for source in sources])
 
     def prepare_known(
         self, video: VideoInput | None, mask: Tensor | None, size: VideoSize, count: int
@@ -203,39 +233,51 @@ class VideoPipeline(DiffusionPipeline):
                 f"the known video has {tuple(pixels.shape[2:])} (frames, height, width), which does not fit into "
                 f"{size}; resize it or ask for another size"
             )
-        if mask is None:
-            mask = torch.ones(1, 1, *pixels.shape[2:], dtype=torch.bool)
-        mask = mask.bool()
-        mask = mask if mask.ndim == 5 else mask.view(*[1] * (5 - mask.ndim), *mask.shape)
-        mask = mask.expand(pixels.shape[0], 1, *pixels.shape[2:]).to(pixels.device)
         if count % pixels.shape[0]:
             raise ValueError(f"{pixels.shape[0]} known videos do not fit {count} videos to make; give one or one each")
+        shape = (pixels.shape[0], 1, *pixels.shape[2:])
+        mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
+        mask = mask.reshape(*[1] * (5 - mask.ndim), *mask.shape)
+        if any(given not in (1, wanted) for given, wanted in zip(mask.shape, shape, strict=True)):
+            raise ValueError(
+                f"the mask of these known videos must be {shape}, or 1 along an axis, got {tuple(mask.shape)}"
+            )
         known = torch.zeros(pixels.shape[0], 3, *size, device=pixels.device)
         where = torch.zeros(pixels.shape[0], 1, *size, dtype=torch.bool, device=pixels.device)
         known[:, :, : pixels.shape[2]] = pixels
-        where[:, :, : pixels.shape[2]] = mask
+        where[:, :, : pixels.shape[2]] = mask.to(pixels.device)
         repeats = count // pixels.shape[0]
         device = self._execution_device
         return known.repeat_interleave(repeats, 0).to(device), where.repeat_interleave(repeats, 0).to(device)
 
     def video_tensor(self, video: VideoInput) -> Tensor:
-        """`b 3 t h w` in [-1, 1] from such a tensor (a missing batch axis is added), or frames as PIL or NumPy."""
-        if isinstance(video, Tensor):
-            video = video if video.ndim == 5 else video.unsqueeze(0)
-            if video.ndim != 5 or video.shape[1] != 3:
-                raise ValueError(f"a video tensor must be `b 3 t h w` or `3 t h w`, got {tuple(video.shape)}")
-            return video.float()
-        videos = video if isinstance(video, list) and isinstance(video[0], list) else [video]
-        return torch.cat([self.video_processor.preprocess_video(frames).float() for frames in videos])  # pyright: ignore
+        """`b 3 t h w` in [-1, 1] from such a tensor (a missing batch axis is added), or frames as PIL or NumPy.
 
-    def build_condition(
-        self, states: Tensor, mask: Tensor, known: tuple[Tensor, Tensor] | None
-    ) -> Condition:
+        NumPy videos are diffusers': `t h w 3` or `b t h w 3` of floats in [0, 1].
+        """
+        if isinstance(video, Tensor):
+            pixels = video if video.ndim == 5 else video.unsqueeze(0)
+            if pixels.ndim != 5 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+                raise ValueError(
+                    f"a known video must be floats `b 3 t h w` or `3 t h w`, got {video.dtype} {tuple(video.shape)}"
+                )
+        else:
+            pixels = self.video_processor.preprocess_video(video)
+        low, high = pixels.min().item(), pixels.max().item()
+        if not -1 <= low <= high <= 1:
+            raise ValueError(
+                "known pixels must lie in [-1, 1] in a tensor and in [0, 1] in a NumPy array; scaled to [-1, 1] "
+                f"these reach from {low:g} to {high:g}"
+            )
+        return pixels.float()
+
+    def build_condition(self, states: Tensor, mask: Tensor, known: tuple[Tensor, Tensor] | None) -> Condition:
         if known is None:
             return Condition(states, mask)
         pixels, where = known
-        latents, token_state = known_from_video(self.video_tokenizer, pixels.to(self.video_tokenizer.dtype), where)
-        return Condition(states, mask, known=latents, token_state=token_state)
+        bring_onto_device(self.video_tokenizer)
+        latents, token_state = known_from_video(self.video_tokenizer, pixels, where)
+        return Condition(states, mask, known=latents.to(self.transformer.dtype), token_state=token_state)
 
     def unknown_tokens(self, condition: Condition, batch: int, size: VideoSize) -> Tensor:
         """`b n` bool: the tokens to generate."""
@@ -244,6 +286,19 @@ class VideoPipeline(DiffusionPipeline):
             return torch.ones(shape, dtype=torch.bool, device=self._execution_device)
         return condition.token_state != TokenState.KNOWN
 
+    def given_tokens(self, latents: Tensor) -> Tensor:
+        """Tokens that a caller gives, on the right device, in the right type; ValueError if they cannot be tokens."""
+        spec = self.video_tokenizer.spec
+        last = spec.num_codebooks if spec.discrete else spec.channels
+        if latents.ndim != 3 or latents.shape[2] != last or latents.is_floating_point() == spec.discrete:
+            kind = "ids" if spec.discrete else "reals"
+            raise ValueError(f"latents must be {kind} `b n {last}`, got {latents.dtype} {tuple(latents.shape)}")
+        largest = [max(sizes) for sizes in zip(*(part.codebooks for part in spec.parts), strict=True)]
+        if spec.discrete and (latents.cpu() >= torch.tensor(largest)).any():
+            raise ValueError(f"latents hold ids up to {int(latents.max())}; the codebooks have {largest} codes")
+        dtype = torch.long if spec.discrete else self.transformer.dtype
+        return latents.to(self._execution_device, dtype)
+
     # outputs
 
     def to_latents(self, tokens: Tensor, size: VideoSize) -> Latents:
@@ -251,11 +306,13 @@ class VideoPipeline(DiffusionPipeline):
         spec = self.video_tokenizer.spec
         if not spec.discrete:
             return Latents(tokens, None, size, spec)
+        bring_onto_device(self.video_tokenizer)
         ids = tokens if not tokens.is_floating_point() else self.video_tokenizer.ids_from_reals(tokens)
         return Latents(self.video_tokenizer.reals_from_ids(ids), ids, size, spec)
 
     def decode_stream(self, latents: Latents) -> Iterator[Tensor]:
         """Video chunks `b 3 t h w` in [-1, 1] in order, in constant memory where the tokenizer streams."""
+        bring_onto_device(self.video_tokenizer)
         latents = latents.to(self._execution_device, self.video_tokenizer.dtype)
         if self.video_tokenizer.spec.streamable:
             yield from self.video_tokenizer.decode_stream([latents])
@@ -287,6 +344,26 @@ class VideoPipeline(DiffusionPipeline):
         frames = latents if output_type == "latent" else self.decode(latents, output_type, known)
         self.maybe_free_model_hooks()
         return frames
+
+
+def check_prompt(name: str, text: Prompt | None) -> None:
+    if text is None or isinstance(text, str):
+        return
+    if not isinstance(text, list) or not text or not all(isinstance(one, str) for one in text):
+        raise ValueError(f"{name} must be a str or a list of at least one str, got {text!r}")
+
+
+def count_prompts(text: Prompt | None, embeds: Tensor | None) -> int:
+    if embeds is not None:
+        return len(embeds)
+    return len(text) if isinstance(text, list) else 1
+
+
+def bring_onto_device(module: nn.Module) -> None:
+    """Run the offload hook of a component whose encode or decode comes next: diffusers runs it for `forward` alone."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -20,6 +20,7 @@ from vidgen.tokenizers import Tokenizer
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
+
 class DiffusionVideoPipeline(VideoPipeline):
     """Text to video by flow matching.
 
@@ -80,7 +81,7 @@ class DiffusionVideoPipeline(VideoPipeline):
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: Euler steps; 30 by default.
-            guidance_scale: classifier-free guidance; 1 = none.
+            guidance_scale: classifier-free guidance; none up to 1.
             num_videos_per_prompt: videos for each prompt.
             generator: one for all videos or one for each. A video's noise does not depend on the others of the call.
             latents: noise to start from, `b n c` of unit variance.
@@ -97,7 +98,9 @@ class DiffusionVideoPipeline(VideoPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        wanted_by_callback = callback_on_step_end_tensor_inputs or ["latents"]
+        wanted_by_callback = callback_on_step_end_tensor_inputs
+        if wanted_by_callback is None:
+            wanted_by_callback = ["latents"]
         size = (
             self.default("num_frames", num_frames, 17),
             self.default("height", height, 64),
@@ -108,6 +111,8 @@ class DiffusionVideoPipeline(VideoPipeline):
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
             size,
             output_type,
             wanted_by_callback,
@@ -115,6 +120,7 @@ class DiffusionVideoPipeline(VideoPipeline):
             mask,
             num_videos_per_prompt,
             generator,
+            latents_path,
         )
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
         self._interrupt = False
@@ -138,7 +144,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
-        latents = self.prepare_latents(latents, size, generators).to(device)
+        latents = self.prepare_latents(latents, size, generators)
         steps = self.default("num_inference_steps", num_inference_steps, 30)
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
@@ -154,7 +160,7 @@ class DiffusionVideoPipeline(VideoPipeline):
                 timestep = t.expand(batch)
                 inputs["encoder_hidden_states"] = prompt_embeds
                 velocity = self.transformer(latents, timestep, coordinates, **inputs)
-                if negative_prompt_embeds is not None:
+                if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
                     without = self.transformer(latents, timestep, coordinates, **other)
@@ -171,7 +177,8 @@ class DiffusionVideoPipeline(VideoPipeline):
                 progress.update()
 
         self._current_timestep = None
-        frames = self.finish(self.with_known(latents, condition), size, output_type=output_type, known=known, latents_path=latents_path)
+        latents = self.with_known(latents, condition)
+        frames = self.finish(latents, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def prepare_latents(self, latents: Tensor | None, size: VideoSize, generators: Generators) -> Tensor:
@@ -179,10 +186,10 @@ class DiffusionVideoPipeline(VideoPipeline):
         spec = self.video_tokenizer.spec
         shape = (len(generators), spec.num_tokens(size), spec.channels)
         if latents is None:
-            return randn(shape, generators).to(self.transformer.dtype)
+            latents = randn(shape, generators)
         if latents.shape != shape:
             raise ValueError(f"latents must be {shape}, got {tuple(latents.shape)}")
-        return latents.to(self.transformer.dtype)
+        return latents.to(self._execution_device, self.transformer.dtype)
 
     def with_known(self, latents: Tensor, condition: Condition) -> Tensor:
         """Latents with the known tokens in place."""

@@ -18,6 +18,7 @@ from vidgen.tokenizers import Tokenizer
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
+
 class MaskedVideoPipeline(VideoPipeline):
     """Text to video by parallel decoding of masked tokens.
 
@@ -81,7 +82,7 @@ class MaskedVideoPipeline(VideoPipeline):
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: decoding steps; 12 by default.
-            guidance_scale: classifier-free guidance; 1 = none.
+            guidance_scale: classifier-free guidance; none up to 1.
             num_videos_per_prompt: videos for each prompt.
             generator: one for all videos or one for each. A video's noise does not depend on the others of the call.
             latents: tokens to start from, ids `b n q` with -1 (reals `b n c` with NaN) where undecided.
@@ -99,7 +100,9 @@ class MaskedVideoPipeline(VideoPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        wanted_by_callback = callback_on_step_end_tensor_inputs or ["latents"]
+        wanted_by_callback = callback_on_step_end_tensor_inputs
+        if wanted_by_callback is None:
+            wanted_by_callback = ["latents"]
         size = (
             self.default("num_frames", num_frames, 17),
             self.default("height", height, 64),
@@ -110,6 +113,8 @@ class MaskedVideoPipeline(VideoPipeline):
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
             size,
             output_type,
             wanted_by_callback,
@@ -117,6 +122,7 @@ class MaskedVideoPipeline(VideoPipeline):
             mask,
             num_videos_per_prompt,
             generator,
+            latents_path,
         )
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
         self._interrupt = False
@@ -142,7 +148,7 @@ class MaskedVideoPipeline(VideoPipeline):
 
         unknown = self.unknown_tokens(condition, batch, size)
         latents = self.prepare_latents(latents, condition, unknown)
-        masked = undecided(latents) & unknown
+        unknown = masked = undecided(latents)
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p)
         self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
@@ -156,7 +162,7 @@ class MaskedVideoPipeline(VideoPipeline):
                 inputs["encoder_hidden_states"] = prompt_embeds
                 hidden = self.transformer(tokens, masked, coordinates, **inputs)
                 without = None
-                if negative_prompt_embeds is not None:
+                if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
                     without = self.transformer(tokens, masked, coordinates, **other)
@@ -195,9 +201,11 @@ class MaskedVideoPipeline(VideoPipeline):
     def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> Tensor:
         """Tokens to start from: given ones, else undecided ones; known tokens are in place."""
         spec, (batch, count) = self.video_tokenizer.spec, unknown.shape
-        if latents is None and spec.discrete:
+        if latents is not None:
+            latents = self.given_tokens(latents)
+        elif spec.discrete:
             latents = torch.full((batch, count, spec.num_codebooks), -1, device=unknown.device)
-        elif latents is None:
+        else:
             shape = (batch, count, spec.channels)
             latents = torch.full(shape, float("nan"), device=unknown.device, dtype=self.transformer.dtype)
         if latents.shape[:2] != unknown.shape:

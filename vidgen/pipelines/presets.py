@@ -51,16 +51,12 @@ class PipelinePreset:
         preset = TOKENIZER_PRESETS[self.tokenizer]
         return preset.tiny() if self.is_tiny else preset
 
-    def build(
-        self, tokenizer: Tokenizer | None = None, text_encoder: TextEncoder | None = None
-    ) -> VideoPipeline:
+    def build(self, tokenizer: Tokenizer | None = None, text_encoder: TextEncoder | None = None) -> VideoPipeline:
         """The pipeline, freshly initialised from the global generator, around the given parts if there are any."""
         tokenizer = tokenizer or self.tokenizer_preset.build()
         text_encoder = text_encoder or WordTextEncoder(**self.text)
         pipeline, scheduler = FAMILIES[self.generator]
-        network = self.generator(
-            latent_spec=tokenizer.spec.to_json(), text_width=text_encoder.width, **self.config
-        )
+        network = self.generator(latent_spec=tokenizer.spec.to_json(), text_width=text_encoder.width, **self.config)
         return pipeline(tokenizer.eval(), text_encoder, network, scheduler(**self.scheduler), defaults=self.defaults)
 
     def tiny(self) -> "PipelinePreset":

@@ -28,7 +28,7 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         schedule: share of tokens masked after progress r: cosine cos(πr/2), linear 1 - r, square 1 - r², sqrt 1 - √r.
-        order: "confidence" (with Gumbel noise) or "random"; predictions without a confidence are kept in random order.
+        choice_order: "confidence" (with Gumbel noise) or "random", as always without a confidence.
         choice_temperature: of the Gumbel noise on the log-confidence, falling linearly to 0 (MAGVIT: 4.5).
     """
 
@@ -42,6 +42,8 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"unknown schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
         if choice_order not in ORDERS:
             raise ValueError(f"unknown choice_order {choice_order!r}; one of {', '.join(ORDERS)}")
+        if choice_temperature < 0:
+            raise ValueError(f"choice_temperature must be at least 0, got {choice_temperature}")
         self.timesteps = torch.arange(0)
         self.num_inference_steps = 0
 
@@ -86,14 +88,14 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
             unknown: `b n` bool, all positions that were not given at the beginning.
             generators: one per sample.
         """
-        prediction = torch.where(masked.unsqueeze(-1), model_output, sample)
+        prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)
         left = int(timestep)
         if left == 0:
             return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=torch.zeros_like(masked))
         progress = 1 - left / self.num_inference_steps
         total = unknown.sum(dim=1)
         stay = (total * self.masked_share(progress)).floor().long()
-        # each step decides at least one token and leaves at least one for every step to come
+        # each step decides at least one token
         stay = torch.minimum(stay, masked.sum(dim=1) - 1).clamp(min=0)
         if confidence is None or self.config.choice_order == "random":
             score = rand(masked.shape, generators, like=total.float())

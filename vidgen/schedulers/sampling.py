@@ -38,6 +38,6 @@ class SamplingRule:
         if self.top_p < 1:
             ordered, order = logits.sort(dim=-1, descending=True)
             probability = ordered.softmax(dim=-1)
-            beyond = probability.cumsum(dim=-1) - probability > self.top_p
+            beyond = probability.cumsum(dim=-1) - probability >= self.top_p
             logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
         return logits

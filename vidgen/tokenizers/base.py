@@ -46,8 +46,9 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
 
     @abstractmethod
     def encode(self, video: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Latents:
-        """Tokens of `b 3 t h w` in [-1, 1], any t ≥ 1, any h, w.
+        """Tokens of `b 3 t h w` in [-1, 1], any t ≥ 1, any h, w, without gradients.
 
+        The result is the same in train and eval mode, and nothing in the module changes.
         `sample` draws from the posterior of a stochastic bottleneck with one generator per sample; otherwise its mode.
         """
 

@@ -99,6 +99,8 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
         depth, decoder_depth: residual blocks at each resolution.
         block_frames: inference runs in blocks of this many frames (the first one frame longer), which bounds memory
             and makes streams equal to one shot bit by bit; a multiple of the temporal stride.
+        squared_weight: of the squared error beside the absolute one in training. The absolute error alone lets small
+            coloured things fade into the background before it learns them (docs/log.md, 2026-11-21).
     """
 
     @register_to_config
@@ -112,6 +114,7 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
         depth: int = 2,
         decoder_depth: int = 3,
         block_frames: int = 16,
+        squared_weight: float = 1.0,
     ) -> None:
         super().__init__()
         factors = halvings(stride, patch)
@@ -120,10 +123,18 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
                 f"stride {tuple(stride)} with patch {patch} has {len(factors)} halvings and needs "
                 f"{len(factors) + 1} widths, got {len(widths)}: {tuple(widths)}"
             )
-        if block_frames % stride[0]:
-            raise ValueError(f"block_frames {block_frames} is not a multiple of the temporal stride {stride[0]}")
+        if min((*widths, depth, decoder_depth)) < 1:
+            raise ValueError(
+                f"widths, depth and decoder_depth must be at least 1, got widths {tuple(widths)}, depth {depth} and "
+                f"decoder_depth {decoder_depth}"
+            )
+        if block_frames < 1 or block_frames % stride[0]:
+            raise ValueError(
+                f"block_frames {block_frames} is not a multiple of the temporal stride {stride[0]}; "
+                f"use {max(1, round(block_frames / stride[0])) * stride[0]}"
+            )
         self.stride = (stride[0], stride[1], stride[2])
-        self.block_frames = block_frames
+        self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         widths = tuple(widths)
         self.encoder = Encoder(
@@ -143,36 +154,24 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
 
     # encoding
 
-    @torch.no_grad()
     def encode(self, video: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Latents:
-        check_video(video)
-        features = torch.cat(list(self._encoded_blocks([video])), dim=2)
-        frames, height, width = video.shape[2:]
-        return self._latents(features, (frames, height, width), start=0, sample=sample, generators=generators)
+        return Latents.join(list(self._encoded_blocks([video], sample=sample, generators=generators)))
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
+        return self._encoded_blocks(chunks, sample=False, generators=None)
 
     @torch.no_grad()
-    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
-        frames_in, start, size = 0, 0, (0, 0)
-
-        def counted() -> Iterator[Tensor]:
-            nonlocal frames_in, size
-            for chunk in chunks:
-                check_video(chunk)
-                frames_in, size = frames_in + chunk.shape[2], (chunk.shape[3], chunk.shape[4])
-                yield chunk
-
-        for features in self._encoded_blocks(counted()):
-            rows = features.shape[2]
-            covered = rows * self.stride[0] if start else 1 + (rows - 1) * self.stride[0]
-            frames = min(covered, frames_in - start)  # less than covered only in the padded last block
-            yield self._latents(features, (frames, *size), start=start, sample=False, generators=None)
-            start += frames
-
-    def _encoded_blocks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        cache = StreamCache()
-        for block, final in in_blocks(chunks, first=1 + self.block_frames, others=self.block_frames):
+    def _encoded_blocks(
+        self, chunks: Iterable[Tensor], *, sample: bool, generators: Generators | None
+    ) -> Iterator[Latents]:
+        """The only way to encode: block by block, bottleneck included, so that a stream equals one shot."""
+        cache, start = StreamCache(), 0
+        for block, final in in_blocks(checked(chunks), first=1 + self.block_frames, others=self.block_frames):
             cache.begin_block(final=final)
-            yield self.encoder(self._padded(block, starts=cache.first), cache)
+            frames, height, width = block.shape[2:]
+            features = self.encoder(self._padded(block.to(self.dtype), starts=cache.first), cache)
+            yield self._latents(features, (frames, height, width), start=start, sample=sample, generators=generators)
+            start += frames
 
     def _padded(self, video: Tensor, *, starts: bool) -> Tensor:
         """Repeat the last frame, column and row until the strides divide."""
@@ -206,6 +205,7 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
         def vectors() -> Iterator[Tensor]:
             nonlocal frames_in, size
             for chunk in chunks:
+                self._check_continues(chunk, frames_in, size)
                 frames_in, size = frames_in + chunk.size[0], (chunk.size[1], chunk.size[2])
                 yield self._vectors(chunk)
 
@@ -218,9 +218,24 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
             frames_out += video.shape[2]
             yield video
 
-    def _vectors(self, latents: Latents) -> Tensor:
+    def _check_continues(self, latents: Latents, frames: int, size: tuple[int, int]) -> None:
+        """Do `latents` fit this tokenizer and follow `frames` frames of `size` (height, width)?"""
         if latents.spec != self.spec:
             raise ValueError(f"these latents come from another tokenizer: expected {self.spec}, got {latents.spec}")
+        if latents.start != frames:
+            raise ValueError(
+                f"expected latents that begin at frame {frames}, got ones that begin at frame {latents.start}; decode "
+                "a stream from its first chunk on, in order, with decode_stream"
+            )
+        if frames and latents.size[1:] != size:
+            raise ValueError(f"the chunks before are {size[0]}x{size[1]}, this one {latents.size[1]}x{latents.size[2]}")
+        if frames and (frames - 1) % self.stride[0]:
+            raise ValueError(
+                f"the chunks before end after {frames} frames, inside a row of tokens; only the last chunk may (every "
+                f"other one ends after 1 + {self.stride[0]}·k frames)"
+            )
+
+    def _vectors(self, latents: Latents) -> Tensor:
         tokens = latents.tokens if latents.ids is None else self.reals_from_ids(latents.ids)
         t, h, w = self.spec.grid(latents.size, start=latents.start)
         tokens = self.unstandardise(tokens.to(self.dtype))
@@ -230,21 +245,23 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
         return self.standardise(self.bottleneck.lookup(ids))
 
     def ids_from_reals(self, tokens: Tensor) -> Tensor:
-        return self.bottleneck.nearest(self.unstandardise(tokens))
+        return self.bottleneck.nearest(self.unstandardise(tokens.float()))  # bf16 could step over to another code
 
     # training
 
     def training_losses(
         self, video: Tensor, *, generators: Generators, critic: Critic | None = None
     ) -> dict[str, Tensor]:
+        check_video(video)
         features = self.encoder(self._padded(video, starts=True))
         t, h, w = features.shape[2:]
         features = rearrange(features, "b c t h w -> b (t h w) c")
         bottlenecked = self.bottleneck(features, sample=True, generators=generators)
         vectors = rearrange(bottlenecked.vectors, "b (t h w) c -> b c t h w", t=t, h=h, w=w)
         reconstruction = self.decoder(vectors)[:, :, : video.shape[2], : video.shape[3], : video.shape[4]]
-        pixel_loss = (reconstruction - video).abs().float().mean()
-        losses = {"l1": pixel_loss, **bottlenecked.losses}
+        error = (reconstruction - video).float()
+        pixel_loss = error.abs().mean()
+        losses = {"l1": pixel_loss, "l2": self.squared_weight * error.square().mean(), **bottlenecked.losses}
         if critic is not None:
             last_layer = self.decoder.conv_out.conv.weight
             losses |= critic(video, reconstruction, pixel_loss=pixel_loss, last_layer=last_layer)
@@ -253,14 +270,13 @@ class CausalConvTokenizer(Tokenizer, ConfigMixin):
 
 def halvings(stride: tuple[int, ...], patch: int) -> list[Factor]:
     """Downsampling factors that, after patches, give `stride`: space first, time last, together where they meet."""
-    space = stride[1] // patch
     powers_of_two = all(extent > 0 and extent & (extent - 1) == 0 for extent in (*stride, patch))
-    if len(stride) != 3 or stride[1] != stride[2] or not powers_of_two or space < 1:
+    if len(stride) != 3 or stride[1] != stride[2] or not powers_of_two or stride[1] < patch:
         raise ValueError(
             f"stride must be three powers of two (t, s, s) with patch dividing s, got stride {tuple(stride)} and "
             f"patch {patch}; for example stride (4, 8, 8) with patch 2"
         )
-    in_space, in_time = space.bit_length() - 1, stride[0].bit_length() - 1
+    in_space, in_time = (stride[1] // patch).bit_length() - 1, stride[0].bit_length() - 1
     count = max(in_space, in_time)
     factors = []
     for index in range(count):
@@ -290,3 +306,17 @@ def in_blocks(chunks: Iterable[Tensor], *, first: int, others: int) -> Iterator[
 def check_video(video: Tensor) -> None:
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(f"expected a video of shape b 3 t h w with at least one frame, got {tuple(video.shape)}")
+    if not video.is_floating_point():
+        raise ValueError(f"expected a video of floats in [-1, 1], got {video.dtype}; divide bytes by 127.5, subtract 1")
+
+
+def checked(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The chunks of one stream, as long as they are videos of one size."""
+    expected: tuple[int, ...] = ()
+    for chunk in chunks:
+        check_video(chunk)
+        found = (chunk.shape[0], *chunk.shape[3:])
+        expected = expected or found
+        if found != expected:
+            raise ValueError(f"chunks of one stream differ in (batch, height, width): first {expected}, then {found}")
+        yield chunk

@@ -37,7 +37,14 @@ def causal_conv(about: str, *, small_widths: int = 3, **config: Any) -> Tokenize
     return TokenizerPreset(about=about, model=CausalConvTokenizer, config=config, small=small)
 
 
-SHAPES = {"stride": (4, 8, 8), "patch": 4, "widths": (48, 96, 192), "depth": 1, "decoder_depth": 2}
+SHAPES = {
+    "stride": (4, 8, 8),
+    "patch": 4,
+    "widths": (48, 96, 192),
+    "depth": 1,
+    "decoder_depth": 2,
+    "squared_weight": 4.0,
+}
 BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "decoder_depth": 3}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
 

@@ -1,7 +1,9 @@
 """The backend for training short sequences on a CPU in bf16: plain products and a softmax.
 
-PyTorch's fused CPU attention takes 1.9 times as long forward and backward at 320 tokens of 32 channels in bf16
-(`eval/results/cpu_attention.csv`); past a few hundred keys the scores no longer fit the cache, and it wins.
+In bf16, forward and backward, PyTorch's fused CPU attention takes 1.6 to 2.1 times as long at 320 tokens of 32
+channels, 1.05 to 2.0 times at 512, and 0.5 to 1.7 times at 1024 (`eval/results/cpu_attention.csv`). The ranges are the
+price of the scores' memory: the gain is small where the C library gives freed blocks back to the system (glibc from
+32 MiB on), and large where it keeps them. In fp32 there is nothing to gain.
 """
 
 import torch
@@ -21,7 +23,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
     if not (torch.is_grad_enabled() and q.requires_grad):
         return "it pays where a backward pass follows"
     if spec.num_keys > LARGEST_KEYS:
-        return f"{spec.num_keys} keys are more than {LARGEST_KEYS}, past which the fused kernel is faster"
+        return f"{spec.num_keys} keys are more than {LARGEST_KEYS}, past which the fused kernel may be faster"
     if not (spec.sees_everything or spec.is_linear_causal):
         return "the pattern needs a mask"
     if q.shape[1] != k.shape[1]:

@@ -1,0 +1,190 @@
+"""Do the step rules end where they must, decide something at every step, and leave known tokens alone?"""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from vidgen.nn.random import gumbel, rand, seeded
+from vidgen.schedulers import AutoregressiveScheduler, MaskedTokenScheduler, SamplingRule
+from vidgen.schedulers.masked import SCHEDULES
+
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+
+
+def decode(scheduler, *, steps, unknown, confidence=None, seed=0, predictions=None):
+    """Run a scheduler on constant predictions; the tokens and what was masked after each step."""
+    batch, count = unknown.shape
+    generators = seeded([seed + index for index in range(batch)])
+    predictions = torch.full((batch, count, 1), 7) if predictions is None else predictions
+    sample = torch.zeros_like(predictions)
+    masked, history = unknown.clone(), []
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps:
+        step = scheduler.step(
+            predictions,
+            timestep,
+            sample,
+            masked=masked,
+            confidence=confidence,
+            unknown=unknown,
+            generators=generators,
+        )
+        sample, masked = step.prev_sample, step.masked
+        history.append(masked)
+    return sample, history
+
+
+@each_schedule
+def test_a_schedule_falls_from_all_masked_to_none(schedule):
+    scheduler = MaskedTokenScheduler(schedule)
+    shares = [scheduler.masked_share(step / 100) for step in range(101)]
+    assert shares[0] == 1
+    assert abs(shares[-1]) < 1e-12
+    assert all(before > after for before, after in pairwise(shares))
+
+
+@each_schedule
+@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize(("steps", "count"), [(1, 5), (4, 30), (12, 30), (30, 30), (50, 7)])
+def test_each_step_decides_a_token_until_none_is_left(schedule, order, steps, count):
+    unknown = torch.ones(3, count, dtype=torch.bool)
+    confidence = torch.randn(3, count, generator=torch.Generator().manual_seed(0))
+    sample, history = decode(MaskedTokenScheduler(schedule, order), steps=steps, unknown=unknown, confidence=confidence)
+    left = [count] + [int(masked.sum(dim=1).max()) for masked in history]
+    assert all(after < before or before == 0 for before, after in pairwise(left))
+    assert left[-1] == 0
+    assert (sample == 7).all()
+
+
+def test_the_number_of_masked_tokens_follows_the_formula():
+    _, history = decode(MaskedTokenScheduler("cosine"), steps=8, unknown=torch.ones(1, 1000, dtype=torch.bool))
+    expected = [math.floor(1000 * math.cos(math.pi / 2 * step / 8)) for step in range(1, 8)] + [0]
+    assert [int(masked.sum()) for masked in history] == expected
+
+
+@each_schedule
+def test_tokens_that_are_known_or_decided_never_change(schedule):
+    unknown = torch.rand(2, 40, generator=torch.Generator().manual_seed(1)) < 0.5
+    unknown[1] = False
+    sample, history = decode(MaskedTokenScheduler(schedule), steps=5, unknown=unknown)
+    assert (sample.squeeze(-1) == 7).equal(unknown)
+    for before, after in zip([unknown, *history[:-1]], history, strict=True):
+        assert not (after & ~before).any(), "a decided token is masked again"
+
+
+def test_without_noise_the_surest_tokens_are_decided_first():
+    confidence = torch.arange(20.0).flip(0)[None]
+    scheduler = MaskedTokenScheduler("linear", "confidence", choice_temperature=0.0)
+    _, history = decode(scheduler, steps=4, unknown=torch.ones(1, 20, dtype=torch.bool), confidence=confidence)
+    for masked, decided in zip(history, [5, 10, 15, 20], strict=True):
+        assert (~masked[0, :decided]).all()
+        assert masked[0, decided:].all()
+
+
+@pytest.mark.parametrize("with_confidence", [True, False])
+def test_the_order_of_a_sample_depends_on_its_own_generator_alone(with_confidence):
+    unknown = torch.ones(3, 30, dtype=torch.bool)
+    confidence = torch.randn(3, 30, generator=torch.Generator().manual_seed(0)) if with_confidence else None
+    _, together = decode(MaskedTokenScheduler(), steps=5, unknown=unknown, confidence=confidence)
+    alone_confidence = None if confidence is None else confidence[:1]
+    _, alone = decode(MaskedTokenScheduler(), steps=5, unknown=unknown[:1], confidence=alone_confidence)
+    _, other = decode(MaskedTokenScheduler(), steps=5, unknown=unknown[:1], confidence=alone_confidence, seed=9)
+    assert all(torch.equal(one[:1], two) for one, two in zip(together, alone, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(alone, other, strict=True))
+
+
+def test_reals_keep_the_type_of_the_sample():
+    predictions = torch.randn(1, 6, 3)
+    scheduler = MaskedTokenScheduler()
+    scheduler.set_timesteps(2)
+    step = scheduler.step(
+        predictions,
+        1,
+        torch.zeros(1, 6, 3, dtype=torch.bfloat16),
+        masked=torch.ones(1, 6, dtype=torch.bool),
+        confidence=None,
+        unknown=torch.ones(1, 6, dtype=torch.bool),
+        generators=seeded([0]),
+    )
+    assert step.prev_sample.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrong", [{"schedule": "cubic"}, {"choice_order": "best"}, {"choice_temperature": -1.0}])
+def test_unknown_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MaskedTokenScheduler(**wrong)
+
+
+@pytest.mark.parametrize("kind", [MaskedTokenScheduler, AutoregressiveScheduler])
+def test_a_saved_scheduler_comes_back(kind, tmp_path):
+    changed = {"schedule": "linear"} if kind is MaskedTokenScheduler else {"guidance_until": 0.25}
+    kind(**changed).save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    assert {name: loaded.config[name] for name in changed} == changed
+
+
+# --------------------------------------------------------------------------------------------------- token by token
+
+
+def test_an_autoregressive_step_appends_the_given_token_where_it_is_known():
+    scheduler = AutoregressiveScheduler()
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps.tolist() == [0, 1, 2]
+    sample = torch.tensor([[[1]], [[2]]])
+    predicted, given = torch.tensor([[[8]], [[8]]]), torch.tensor([[[5]], [[5]]])
+    unknown = torch.tensor([[True], [False]])
+    appended = scheduler.step(predicted, 1, sample, given=given, unknown=unknown).prev_sample
+    assert appended.tolist() == [[[1], [8]], [[2], [5]]]
+    with pytest.raises(ValueError, match="expected the token at position 1"):
+        scheduler.step(predicted, 2, sample, given=given, unknown=unknown)
+
+
+def test_guidance_ends_at_its_share_of_the_sequence():
+    scheduler = AutoregressiveScheduler(guidance_until=0.5)
+    scheduler.set_timesteps(10)
+    assert [scheduler.guidance_at(position, 3.0) for position in (0, 4, 5, 9)] == [3.0, 3.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="guidance_until"):
+        AutoregressiveScheduler(guidance_until=2.0)
+
+
+# ------------------------------------------------------------------------------------------------------ the drawing
+
+
+def test_top_k_keeps_k_codes_and_top_p_the_smallest_set_with_that_probability():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert SamplingRule(top_k=2).filter(logits).isfinite().tolist() == [True, True, False, False]
+    for top_p, kept in ((0.4, 1), (0.6, 2), (0.79, 2), (0.9, 3), (0.99, 4), (1.0, 4)):
+        assert SamplingRule(top_p=top_p).filter(logits).isfinite().sum() == kept, top_p
+    shuffled = SamplingRule(top_p=0.6).filter(logits[[3, 1, 2, 0]])
+    assert shuffled.isfinite().tolist() == [False, True, False, True]
+
+
+def test_temperature_divides_the_logits():
+    logits = torch.tensor([1.0, 2.0])
+    assert SamplingRule(temperature=0.5).filter(logits).tolist() == [2.0, 4.0]
+    assert SamplingRule(temperature=0.0).filter(logits).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"flow_steps": 0}])
+def test_impossible_rules_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected temperature"):
+        SamplingRule(**wrong)
+
+
+def test_gumbel_noise_draws_each_code_as_often_as_its_probability():
+    probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    noise = gumbel((1, 40_000, 4), seeded([0]))
+    assert noise.isfinite().all()
+    drawn = (probability.log() + noise).argmax(dim=-1)
+    shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
+    assert (shares - probability).abs().max() < 0.01
+    assert abs(noise.mean().item() - 0.5772) < 0.02
+
+
+def test_noise_of_a_sample_does_not_depend_on_the_batch():
+    together, alone = rand((3, 5), seeded([1, 2, 3])), rand((1, 5), seeded([2]))
+    assert torch.equal(together[1:2], alone)
+    with pytest.raises(ValueError, match="one generator per sample"):
+        rand((3, 5), seeded([1]))
