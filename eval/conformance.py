@@ -1,4 +1,4 @@
-"""How much of diffusers' own test suite passes on our classes? `python eval/conformance.py --repo DIFFUSERS -o FILE.json`.
+"""How much of diffusers' own suite passes on our classes? `python eval/conformance.py --repo DIFFUSERS -o FILE.json`.
 
 DIFFUSERS is a checkout of huggingface/diffusers; the installed diffusers is what the tests run against.
 """
@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,7 @@ def main(settings: Settings) -> int:
     status = pytest.main([str(SUITE), "-q", "-m", "external", "--rootdir", str(ROOT)], plugins=[outcomes])
     total = sum(outcomes.by_class.values(), Counter())
     result: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
         "suite": f"tests of diffusers {version}",
         "run_against": f"diffusers {diffusers.__version__}",
         "passed": total["passed"],

@@ -1,10 +1,10 @@
-# ruff: noqa: E402
 """diffusers' own pipeline and model tests, unchanged, on our pipelines, generators, tokenizers and text encoder.
 
 Adaptations, each because our contract says more than diffusers': a model's `forward` gives a plain tensor, so a
 subclass wraps it in a tuple; `output_type="latent"` gives `Latents`, of which a subclass shows the raw tensor;
 `video_tokenizer` is a tokenizer of videos, so it stays where the suite takes "tokenizers" away to test text alone.
 """
+# ruff: noqa: E402
 
 import functools
 import os

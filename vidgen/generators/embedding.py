@@ -80,7 +80,7 @@ class TokenEmbedding(nn.Module):
             self.digits = Digits(spec)
             self.tables = nn.ModuleList(nn.Embedding(size, width) for size in self.digits.sizes)
             for table in self.tables:
-                nn.init.normal_(table.weight, std=SCALE / math.sqrt(len(self.tables)))
+                nn.init.normal_(table.weight, std=SCALE / math.sqrt(len(self.tables)))  # pyright: ignore
         else:
             self.from_reals = nn.Linear(spec.channels, width)
             nn.init.normal_(self.from_reals.weight, std=SCALE / math.sqrt(spec.channels))

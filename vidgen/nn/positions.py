@@ -11,7 +11,10 @@ BASE = (
 
 
 def positions(coordinates: Tensor, unit: tuple[int, int, int]) -> Tensor:
-    """`n 5 -> n 3`: (t, y, x) of `LatentSpec.coordinates` in tokens; tokens without a place count along the first axis."""
+    """`n 5 -> n 3`: (t, y, x) of `LatentSpec.coordinates` in tokens.
+
+    Tokens without a place count along the first axis.
+    """
     places = coordinates[:, 2:]
     placed = places / torch.tensor(unit, device=coordinates.device)
     in_tokens = torch.where(places == NO_PLACE, torch.zeros_like(placed), placed)

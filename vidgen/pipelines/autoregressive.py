@@ -1,6 +1,5 @@
 """Video from an autoregressive transformer: one token after the other, with cached keys and values."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators import AutoregressiveTransformer
-from vidgen.pipelines.base import Prompt, VideoInput, VideoPipeline
+from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
-
-StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
 
 class AutoregressiveVideoPipeline(VideoPipeline):
@@ -160,14 +157,14 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         self._num_timesteps = count
         caches = self.transformer.empty_caches(batch, count)
         caches_without = self.transformer.empty_caches(batch, count)
-        latents = given[:, :0]
+        sample = given[:, :0]
 
-        with self.progress_bar(total=count) as progress:
+        with self.progress_bar(total=count) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                previous = None if i == 0 else latents[:, i - 1 : i]
+                previous = None if i == 0 else sample[:, i - 1 : i]
                 place = coordinates[i : i + 1]
                 here = at_position(inputs, i)
                 here["encoder_hidden_states"] = prompt_embeds
@@ -185,22 +182,18 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                     rule=rule,
                     limits=None if limits is None else limits[i : i + 1],
                 )
-                latents = self.scheduler.step(
-                    prediction, t, latents, given=given[:, i : i + 1], unknown=unknown[:, i : i + 1]
+                sample = self.scheduler.step(
+                    prediction, t, sample, given=given[:, i : i + 1], unknown=unknown[:, i : i + 1]
                 ).prev_sample
                 if callback_on_step_end is not None:
-                    tensors = {}
-                    for name in wanted_by_callback:  # a comprehension has no access to locals() before Python 3.12
-                        tensors[name] = locals()[name]
-                    changed = callback_on_step_end(self, i, t, tensors)
-                    latents = changed.pop("latents", latents)
-                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                    tensors = (sample, prompt_embeds, negative_prompt_embeds)
+                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    sample, prompt_embeds, negative_prompt_embeds = tensors
                 progress.update()
 
         self._current_timestep = None
-        latents = torch.cat([latents, given[:, latents.shape[1] :]], dim=1)  # an interrupted run still has a video
-        frames = self.finish(latents, size, output_type=output_type, known=known, latents_path=latents_path)
+        sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
+        frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> tuple[Tensor, Tensor]:

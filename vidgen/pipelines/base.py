@@ -1,11 +1,12 @@
 """What the three pipelines share: prompts, known pixels, sizes, noise, decoding. Each has its own step loop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from PIL.Image import Image
@@ -22,6 +23,7 @@ from vidgen.tokenizers.base import Tokenizer
 Prompt = str | list[str]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 VideoInput = Tensor | np.ndarray | list[Image] | list[list[Image]]
 
 
@@ -70,7 +72,7 @@ class VideoPipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoPipeline":
         """As diffusers', which leaves components behind whose class is not exactly the annotated one."""
         kept = {name: pipeline.components[name] for name in ("video_tokenizer", "text_encoder") if name not in kwargs}
-        return super().from_pipe(pipeline, **kept, **kwargs)
+        return super().from_pipe(pipeline, **kept, **kwargs)  # pyright: ignore[reportReturnType]
 
     # diffusers' properties
 
@@ -298,6 +300,25 @@ class VideoPipeline(DiffusionPipeline):
             raise ValueError(f"latents hold ids up to {int(latents.max())}; the codebooks have {largest} codes")
         dtype = torch.long if spec.discrete else self.transformer.dtype
         return latents.to(self._execution_device, dtype)
+
+    # steps
+
+    def call_back(
+        self,
+        callback: StepCallback,
+        wanted: Sequence[str],
+        step: int,
+        timestep: Any,
+        latents: Tensor,
+        prompt_embeds: Tensor,
+        negative_prompt_embeds: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The three tensors after a callback has seen those that it wants and changed what it likes."""
+        tensors = (latents, prompt_embeds, negative_prompt_embeds)
+        by_name = dict(zip(self._callback_tensor_inputs, tensors, strict=True))
+        changed = callback(self, step, timestep, {name: by_name[name] for name in wanted})
+        latents, prompt_embeds, negative_prompt_embeds = (changed.get(name, by_name[name]) for name in by_name)
+        return latents, prompt_embeds, negative_prompt_embeds
 
     # outputs
 

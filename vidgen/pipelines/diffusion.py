@@ -1,6 +1,5 @@
 """Video from a diffusion transformer: noise to tokens along a flow (rectified flow, SD3)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from vidgen.conditioning import Condition, TextEncoder, TokenState
 from vidgen.generators import DiffusionTransformer
 from vidgen.latents import VideoSize
 from vidgen.nn.random import Generators, randn
-from vidgen.pipelines.base import Prompt, VideoInput, VideoPipeline
+from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.tokenizers import Tokenizer
-
-StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
 
 class DiffusionVideoPipeline(VideoPipeline):
@@ -144,7 +141,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
-        latents = self.prepare_latents(latents, size, generators)
+        sample = self.prepare_latents(latents, size, generators)
         steps = self.default("num_inference_steps", num_inference_steps, 30)
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
@@ -152,33 +149,29 @@ class DiffusionVideoPipeline(VideoPipeline):
         self.scheduler.set_timesteps(sigmas=levels, device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
-        with self.progress_bar(total=self._num_timesteps) as progress:
+        with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
                 timestep = t.expand(batch)
                 inputs["encoder_hidden_states"] = prompt_embeds
-                velocity = self.transformer(latents, timestep, coordinates, **inputs)
+                velocity = self.transformer(sample, timestep, coordinates, **inputs)
                 if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(latents, timestep, coordinates, **other)
+                    without = self.transformer(sample, timestep, coordinates, **other)
                     velocity = without + self.guidance_scale * (velocity - without)
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+                sample = self.scheduler.step(velocity, t, sample, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {}
-                    for name in wanted_by_callback:  # a comprehension has no access to locals() before Python 3.12
-                        tensors[name] = locals()[name]
-                    changed = callback_on_step_end(self, i, t, tensors)
-                    latents = changed.pop("latents", latents)
-                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                    tensors = (sample, prompt_embeds, negative_prompt_embeds)
+                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    sample, prompt_embeds, negative_prompt_embeds = tensors
                 progress.update()
 
         self._current_timestep = None
-        latents = self.with_known(latents, condition)
-        frames = self.finish(latents, size, output_type=output_type, known=known, latents_path=latents_path)
+        sample = self.with_known(sample, condition)
+        frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def prepare_latents(self, latents: Tensor | None, size: VideoSize, generators: Generators) -> Tensor:

@@ -1,6 +1,5 @@
 """Video from a masked transformer: all tokens at once, the surest ones first (MaskGIT, MAGVIT)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators import MaskedTransformer
-from vidgen.pipelines.base import Prompt, VideoInput, VideoPipeline
+from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.schedulers import MaskedTokenScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
-
-StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
 
 class MaskedVideoPipeline(VideoPipeline):
@@ -147,18 +144,18 @@ class MaskedVideoPipeline(VideoPipeline):
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
         unknown = self.unknown_tokens(condition, batch, size)
-        latents = self.prepare_latents(latents, condition, unknown)
-        unknown = masked = undecided(latents)
+        sample = self.prepare_latents(latents, condition, unknown)
+        unknown = masked = undecided(sample)
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p)
         self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
-        with self.progress_bar(total=self._num_timesteps) as progress:
+        with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                tokens = latents.nan_to_num() if latents.is_floating_point() else latents.clamp(min=0)
+                tokens = sample.nan_to_num() if sample.is_floating_point() else sample.clamp(min=0)
                 inputs["encoder_hidden_states"] = prompt_embeds
                 hidden = self.transformer(tokens, masked, coordinates, **inputs)
                 without = None
@@ -183,19 +180,15 @@ class MaskedVideoPipeline(VideoPipeline):
                     unknown=unknown,
                     generators=generators,
                 )
-                latents, masked = step.prev_sample, step.masked
+                sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:
-                    tensors = {}
-                    for name in wanted_by_callback:  # a comprehension has no access to locals() before Python 3.12
-                        tensors[name] = locals()[name]
-                    changed = callback_on_step_end(self, i, t, tensors)
-                    latents = changed.pop("latents", latents)
-                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                    tensors = (sample, prompt_embeds, negative_prompt_embeds)
+                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    sample, prompt_embeds, negative_prompt_embeds = tensors
                 progress.update()
 
         self._current_timestep = None
-        frames = self.finish(latents, size, output_type=output_type, known=known, latents_path=latents_path)
+        frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> Tensor:

@@ -56,8 +56,16 @@ class PipelinePreset:
         tokenizer = tokenizer or self.tokenizer_preset.build()
         text_encoder = text_encoder or WordTextEncoder(**self.text)
         pipeline, scheduler = FAMILIES[self.generator]
-        network = self.generator(latent_spec=tokenizer.spec.to_json(), text_width=text_encoder.width, **self.config)
-        return pipeline(tokenizer.eval(), text_encoder, network, scheduler(**self.scheduler), defaults=self.defaults)
+        arguments = {"latent_spec": tokenizer.spec.to_json(), "text_width": text_encoder.width, **self.config}
+        network = self.generator(**arguments)
+        arguments = {
+            "video_tokenizer": tokenizer.eval(),
+            "text_encoder": text_encoder,
+            "transformer": network,
+            "scheduler": scheduler(**self.scheduler),
+            "defaults": self.defaults,
+        }
+        return pipeline(**arguments)
 
     def tiny(self) -> "PipelinePreset":
         """The same architecture, small enough to train in a test."""

@@ -1,0 +1,140 @@
+"""Score the built-in models again (`make scores`): eval/results/obedience*.json, reconstruction*.json, README tables.
+
+Obedience: one-object prompts of the test split, which no model or setting was chosen on; each share with a 95 % Wilson
+interval. The ceiling is the tokenizer: rendered videos of the same prompts, encoded and decoded, before the same judge.
+Reconstruction: the shapes world, and the real clips of the shared folder where it is present.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import vidgen
+from vidgen.data import render
+from vidgen.data.shapes import ShapesWorld
+from vidgen.eval.detector import ATTRIBUTES, judge
+from vidgen.eval.interval import wilson_interval
+from vidgen.eval.obedience import TEST_SEED, draw_prompts, evaluate_obedience
+from vidgen.eval.recon_suite import clips_from_dataset, clips_from_files, evaluate_reconstruction
+from vidgen.eval.report import environment_stamp, write_json
+from vidgen.nn.random import seeded
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "eval" / "results"
+PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
+TOKENIZERS = ("shapes-fsq", "shapes-kl")
+# one clip of each real source of the shared folder, those without damage
+REAL_CLIPS = (
+    "asl_book.mkv",
+    "carnd_lanelines_p1_solidwhiteright.mp4",
+    "learning_area_rabbit320.mp4",
+    "media_sample.avi",
+    "sam2_01_dog.mp4",
+    "sam2_05_default_juggle.mp4",
+    "sample_videos_car_detection.mp4",
+    "torchcodec_nasa_13013.mp4",
+)
+HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right": "all right"}
+
+
+def ceiling(tokenizer_name: str, prompts: int) -> dict[str, Any]:
+    """Obedience of rendered videos after encoding and decoding: what a perfect generator would reach."""
+    tokenizer: Any = vidgen.load(tokenizer_name)
+    scenes = draw_prompts("test", prompts, seed=TEST_SEED)
+    right: dict[str, int] = dict.fromkeys(ATTRIBUTES, 0)
+    for scene, generator in zip(scenes, seeded(range(prompts)), strict=True):
+        video = render(scene, num_frames=17, height=64, width=64, generator=generator)
+        found = judge(tokenizer.decode(tokenizer.encode(video[None]))[0], scene)
+        for name in ATTRIBUTES:
+            right[name] += bool(getattr(found, name))
+    shares = {}
+    for name, count in right.items():
+        interval = wilson_interval(count, prompts)
+        shares[name] = {"right": count, "share": count / prompts, "low": interval.low, "high": interval.high}
+    return {"model": f"{tokenizer_name} (ceiling)", "num_prompts": prompts, "attributes": shares}
+
+
+def obedience(prompts: int, batch_size: int) -> list[dict[str, Any]]:
+    """A result for each pipeline and each tokenizer's ceiling."""
+    results = []
+    for name in PIPELINES:
+        pipeline: Any = vidgen.load(name)
+        result = evaluate_obedience(
+            pipeline, num_prompts=prompts, seed=TEST_SEED, batch_size=batch_size, split="test", name=name
+        )
+        write_json(RESULTS / f"obedience_{name}.json", result)
+        results.append({key: value for key, value in result.items() if key not in ("prompts", "by_word")})
+        print(name, {key: value["share"] for key, value in result["attributes"].items()}, flush=True)
+    results += [ceiling(name, prompts) for name in TOKENIZERS]
+    write_json(RESULTS / "obedience.json", {"results": results, "environment": environment_stamp()})
+    return results
+
+
+def reconstruction(shared: Path | None) -> list[tuple[str, str, dict[str, Any]]]:
+    """Total row of each tokenizer on each kind of clips."""
+    sets = {"shapes": clips_from_dataset(ShapesWorld(seed=1), 64)}
+    if shared is None:
+        print("no shared folder (VIDGEN_SHARED): the real clips are not scored", file=sys.stderr)
+    else:
+        paths = [shared / "clips" / name for name in REAL_CLIPS]
+        sets["real"] = clips_from_files(paths, max_frames=33, size=(128, 128))
+    rows = []
+    for kind, clips in sets.items():
+        for name in TOKENIZERS:
+            tokenizer: Any = vidgen.load(name)
+            report = evaluate_reconstruction(tokenizer, clips, name=name)
+            report.write(RESULTS / f"reconstruction_{kind}_{name}.json")
+            Console(width=240).print(report.table())
+            rows.append((kind, name, report.total))
+    return rows
+
+
+def obedience_table(results: list[dict[str, Any]]) -> str:
+    """Markdown: share and interval in percent."""
+    lines = [f"| model | N | {' | '.join(HEADINGS.values())} | seconds a video |", "|---|---|---|---|---|"]
+    for result in results:
+        cells = []
+        for name in HEADINGS:
+            value = result["attributes"][name]
+            cells.append(f"{100 * value['share']:.0f} % ({100 * value['low']:.0f}–{100 * value['high']:.0f})")
+        seconds = result.get("seconds_per_video")
+        cells.append("" if seconds is None else f"{seconds:.1f}")
+        lines.append(f"| {result['model']} | {result['num_prompts']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reconstruction_table(rows: list[tuple[str, str, dict[str, Any]]]) -> str:
+    """Markdown: the columns that the spine asks for, from the totals."""
+    columns = [key for key in rows[0][2] if key.startswith(("psnr", "ssim")) or key in ("tokens", "bits_per_pixel")]
+    lines = [f"| clips | tokenizer | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for kind, name, total in rows:
+        cells = ["" if total[key] is None else f"{total[key]:.4g}" for key in columns]
+        lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_between(marker: str, text: str) -> None:
+    """Put `text` between the README's comments `<!-- marker -->` and `<!-- /marker -->`."""
+    readme = ROOT / "README.md"
+    pattern = re.compile(f"(<!-- {marker} -->\n).*?(\n<!-- /{marker} -->)", re.DOTALL)
+    content, count = pattern.subn(lambda match: match[1] + text + match[2], readme.read_text())
+    if count != 1:
+        raise ValueError(f"README.md needs the comments <!-- {marker} --> and <!-- /{marker} --> once, found {count}")
+    readme.write_text(content)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=25)
+    arguments = parser.parse_args()
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    place = Path(os.environ.get("VIDGEN_SHARED", ROOT.parent / "shared"))
+    write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
+    write_between("obedience", obedience_table(obedience(arguments.prompts, arguments.batch_size)))

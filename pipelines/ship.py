@@ -1,0 +1,50 @@
+"""Put a trained model among the built-in ones: `python pipelines/ship.py runs/NAME NAME`.
+
+Weights are rounded to bf16. A pipeline leaves its video tokenizer out and names the built-in one in `shared.json`. With
+the weights come `run.json`, which is enough to train the model again, and `made.json`: command, commit, device.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import vidgen
+from vidgen.eval.report import environment_stamp
+from vidgen.loading import PRETRAINED
+from vidgen.pipelines import VideoPipeline
+from vidgen.pipelines.presets import PIPELINE_PRESETS
+
+
+def ship(run: Path, name: str) -> Path:
+    """Copy `run/model` to the built-in model `name`; returns its folder."""
+    model = vidgen.load(run / "model").to(dtype=torch.bfloat16)
+    folder = PRETRAINED / name
+    if folder.exists():
+        shutil.rmtree(folder)
+    model.save_pretrained(folder)
+    recipe = "tokenizers/train.py"
+    if isinstance(model, VideoPipeline):
+        recipe = "pipelines/train.py"
+        shutil.rmtree(folder / "video_tokenizer")
+        shared = {"video_tokenizer": PIPELINE_PRESETS[name].tokenizer}
+        (folder / "shared.json").write_text(json.dumps(shared, indent=2) + "\n")
+    shutil.copy(run / "run.json", folder / "run.json")
+    settings = json.loads((run / "run.json").read_text())
+    made = {
+        "command": f"python {recipe} {settings['preset']} (all settings in run.json)",
+        "steps": settings["steps"],
+        **environment_stamp(),
+    }
+    (folder / "made.json").write_text(json.dumps(made, indent=2) + "\n")
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished training run")
+    parser.add_argument("name", help="built-in name")
+    arguments = parser.parse_args()
+    print(ship(arguments.run, arguments.name))
