@@ -6,6 +6,7 @@ Reconstruction: the shapes world, and the real clips of the shared folder where 
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -57,23 +58,27 @@ def ceiling(tokenizer_name: str, prompts: int) -> dict[str, Any]:
     for name, count in right.items():
         interval = wilson_interval(count, prompts)
         shares[name] = {"right": count, "share": count / prompts, "low": interval.low, "high": interval.high}
-    return {"model": f"{tokenizer_name} (ceiling)", "num_prompts": prompts, "attributes": shares}
+    model = f"{tokenizer_name} (ceiling)"
+    return {"model": model, "num_prompts": prompts, "attributes": shares, "environment": environment_stamp()}
 
 
-def obedience(prompts: int, batch_size: int) -> list[dict[str, Any]]:
-    """A result for each pipeline and each tokenizer's ceiling."""
-    results = []
-    for name in PIPELINES:
-        pipeline: Any = vidgen.load(name)
-        result = evaluate_obedience(
-            pipeline, num_prompts=prompts, seed=TEST_SEED, batch_size=batch_size, split="test", name=name
-        )
+def obedience(names: list[str], prompts: int, batch_size: int) -> None:
+    """Score the models called `names`; each has its own result file."""
+    for name in names:
+        if name in TOKENIZERS:
+            result = ceiling(name, prompts)
+        else:
+            pipeline: Any = vidgen.load(name)
+            result = evaluate_obedience(
+                pipeline, num_prompts=prompts, seed=TEST_SEED, batch_size=batch_size, split="test", name=name
+            )
         write_json(RESULTS / f"obedience_{name}.json", result)
-        results.append({key: value for key, value in result.items() if key not in ("prompts", "by_word")})
         print(name, {key: value["share"] for key, value in result["attributes"].items()}, flush=True)
-    results += [ceiling(name, prompts) for name in TOKENIZERS]
-    write_json(RESULTS / "obedience.json", {"results": results, "environment": environment_stamp()})
-    return results
+
+
+def saved_obedience() -> list[dict[str, Any]]:
+    """The results of all models, as `obedience` wrote them."""
+    return [json.loads((RESULTS / f"obedience_{name}.json").read_text()) for name in (*PIPELINES, *TOKENIZERS)]
 
 
 def reconstruction(shared: Path | None) -> list[tuple[str, str, dict[str, Any]]]:
@@ -133,8 +138,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=25)
+    parser.add_argument("--only", nargs="*", help="score these models' obedience only, and no reconstruction")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     place = Path(os.environ.get("VIDGEN_SHARED", ROOT.parent / "shared"))
-    write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
-    write_between("obedience", obedience_table(obedience(arguments.prompts, arguments.batch_size)))
+    if arguments.only is None:
+        write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
+    wanted = [*PIPELINES, *TOKENIZERS] if arguments.only is None else arguments.only
+    obedience(wanted, arguments.prompts, arguments.batch_size)
+    if all((RESULTS / f"obedience_{name}.json").is_file() for name in (*PIPELINES, *TOKENIZERS)):
+        write_between("obedience", obedience_table(saved_obedience()))

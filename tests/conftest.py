@@ -12,7 +12,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# one thread here and in every process that a test starts: another count rounds differently
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

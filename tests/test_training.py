@@ -173,8 +173,18 @@ def test_starting_from_another_model_takes_its_weights_and_refuses_other_shapes(
     source, target = tiny_tokenizer(seed=1), tiny_tokenizer(seed=2)
     take_weights(target, source, source="somewhere")
     assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
-    with pytest.raises(ValueError, match="bottleneck_type is fsq"):
-        take_weights(tiny_tokenizer("kl"), source, source="somewhere")
+    other = CausalConvTokenizer("fsq", stride=(2, 4, 4), widths=(8, 8), depth=1, decoder_depth=1, block_frames=8)
+    with pytest.raises(ValueError, match="block_frames is"):
+        take_weights(other, source, source="somewhere")
+
+
+def test_another_bottleneck_takes_the_trunk_and_keeps_its_own_layers_fresh():
+    source, target = tiny_tokenizer(seed=1), tiny_tokenizer("kl", seed=2)
+    fresh = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    take_weights(target, source, source="somewhere")
+    trunk, edge = "decoder.layers.0.conv_space.conv.weight", "encoder.conv_out.conv.weight"
+    assert torch.equal(target.state_dict()[trunk], source.state_dict()[trunk])
+    assert torch.equal(target.state_dict()[edge], fresh[edge])
 
 
 def test_a_preset_trains_by_name_and_another_run_starts_from_it(tmp_path):

@@ -94,7 +94,7 @@ def check_weights(folder: Path, model: type[ModelMixin]) -> None:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a saved {model.__name__}: it has no config.json; save the model again")
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     if not files:
         if any(folder.glob("*.bin")):
             return  # diffusers' other format; it has no header to look into
