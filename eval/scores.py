@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 import vidgen
@@ -140,7 +139,6 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--only", nargs="*", help="score these models' obedience only, and no reconstruction")
     arguments = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
     place = Path(os.environ.get("VIDGEN_SHARED", ROOT.parent / "shared"))
     if arguments.only is None:
         write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
