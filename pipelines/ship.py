@@ -8,6 +8,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ from vidgen.pipelines.presets import PIPELINE_PRESETS
 
 def ship(run: Path, name: str) -> Path:
     """Copy `run/model` to the built-in model `name`; returns its folder."""
-    model = vidgen.load(run / "model").to(dtype=torch.bfloat16)
+    model: Any = vidgen.load(run / "model")
+    model.to(dtype=torch.bfloat16)
     folder = PRETRAINED / name
     if folder.exists():
         shutil.rmtree(folder)
