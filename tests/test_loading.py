@@ -250,14 +250,14 @@ def test_a_generator_on_the_wrong_tokenizer_is_refused(saved, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- the presets
 
-# Trainable numbers of the networks alone, so that a preset cannot change by accident.
+# Parameters of the networks alone at full size, so that a preset cannot change by accident.
 NETWORKS = {
-    "shapes-masked": (MaskedTransformer, None),
-    "shapes-flow": (DiffusionTransformer, None),
-    "shapes-ar": (AutoregressiveTransformer, None),
-    "base-masked": (MaskedTransformer, None),
-    "base-flow": (DiffusionTransformer, None),
-    "base-ar": (AutoregressiveTransformer, None),
+    "shapes-masked": (MaskedTransformer, 1_667_944),
+    "shapes-flow": (DiffusionTransformer, 1_587_744),
+    "shapes-ar": (AutoregressiveTransformer, 1_667_944),
+    "base-masked": (MaskedTransformer, 152_075_002),
+    "base-flow": (DiffusionTransformer, 157_357_632),
+    "base-ar": (AutoregressiveTransformer, 152_075_002),
 }
 
 
@@ -282,7 +282,7 @@ def test_every_pipeline_preset_names_a_tokenizer_and_fits_it(name):
         )
     kind, parameters = NETWORKS[name]
     assert type(network) is kind
-    assert parameters is None or network.num_parameters() == parameters
+    assert network.num_parameters() == parameters
 
 
 def test_build_gives_any_preset_and_the_seed_decides(monkeypatch):
