@@ -23,6 +23,8 @@ def ship(run: Path, name: str) -> Path:
     """Copy `run/model` to the built-in model `name`; returns its folder."""
     model: Any = vidgen.load(run / "model")
     model.to(dtype=torch.bfloat16)
+    if isinstance(model, VideoPipeline):  # the sampling settings of today, not those of the day the training began
+        model.register_to_config(defaults=PIPELINE_PRESETS[name].defaults)
     folder = PRETRAINED / name
     if folder.exists():
         shutil.rmtree(folder)

@@ -94,7 +94,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         config=SMALL,
         text=SMALL_TEXT,
         scheduler={"choice_order": "random"},
-        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 2.0},
+        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
     ),
     "shapes-flow": PipelinePreset(
         about="flow matching on real tokens, the shapes world",
