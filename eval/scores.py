@@ -94,8 +94,8 @@ def reconstruction(shared: Path | None) -> list[tuple[str, str, dict[str, Any]]]
             tokenizer: Any = vidgen.load(name)
             report = evaluate_reconstruction(tokenizer, clips, name=name)
             report.write(RESULTS / f"reconstruction_{kind}_{name}.json")
-            Console(width=240).print(report.table())
-            rows.append((kind, name, report.total))
+            Console(width=240).print(report.table(), *report.notes(), sep="\n")
+            rows.append((kind, name, report.subjects[0].total))
     return rows
 
 

@@ -180,8 +180,8 @@ def test_scores_are_printed_and_written(vidgen, clip, saved_tokenizer, tmp_path)
     arguments = ("--tokenizer", saved_tokenizer, "--data", clip, "-o", tmp_path / "scores.json")
     code, output, errors = vidgen("eval", "recon", *arguments)
     assert (code, errors) == (0, [])
-    assert "PSNR dB" in output and "lpips.alex" in output
-    total = json.loads((tmp_path / "scores.json").read_text())["total"]
+    assert "psnr.rgb.frame_mean.cap100" in output and "lpips.alex" in output
+    total = json.loads((tmp_path / "scores.json").read_text())["subjects"][0]["total"]
     assert total["frames"] == 5
     assert (tmp_path / "scores.csv").read_text().count("\n") == 3
 

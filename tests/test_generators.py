@@ -371,7 +371,7 @@ def test_known_tokens_enter_a_diffusion_transformer_clean_and_at_noise_level_zer
 def test_a_fresh_diffusion_transformer_says_nothing():
     """adaLN-zero: the first step of training starts from the zero velocity."""
     model = DiffusionTransformer(
-        latent_spec=SPECS["grid of reals"].to_json(), text_width=TEXT_WIDTH, width=24, layers=2
+        latent_spec=SPECS["grid of reals"].to_json(), text_width=TEXT_WIDTH, width=24, heads=4, layers=2
     )
     assert not output(model, random_latents(SPECS["grid of reals"]), condition()).any()
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_bottlenecks import OPTIONS
 from torch import Tensor
 
 from vidgen.bottlenecks import BOTTLENECKS
 from vidgen.latents import Latents
 from vidgen.nn.causal_conv import CausalConv3d, Downsample, StreamCache, Upsample
-from vidgen.tokenizers import CausalConvTokenizer
+from vidgen.tokenizers import CausalConvTokenizer, Tokenizer
 from vidgen.tokenizers.causal_conv import halvings
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
-OPTIONS = {"kl": {"channels": 4}, "vq": {"codes": 64, "channels": 4}, "fsq": {"levels": [8, 5, 5]}}
 BLOCK = 8
 
 each_bottleneck = pytest.mark.parametrize("bottleneck", BOTTLENECKS)
@@ -31,6 +31,15 @@ def small(bottleneck: str = "kl", **changes) -> CausalConvTokenizer:
     with torch.no_grad():
         tokenizer.encoder.conv_out.conv.weight.mul_(3.0)
     return tokenizer
+
+
+def tiny(preset: str) -> Tokenizer:
+    torch.manual_seed(0)
+    return TOKENIZER_PRESETS[preset].tiny().build().eval()
+
+
+STREAMING = [name for name in TOKENIZER_PRESETS if tiny(name).spec.streamable]
+WHOLE_CLIP = [name for name in TOKENIZER_PRESETS if name not in STREAMING]
 
 
 def clip(frames: int, height: int = 16, width: int = 16, *, batch: int = 1, seed: int = 0) -> Tensor:
@@ -85,6 +94,38 @@ def test_a_stream_of_a_batch_equals_one_shot(bottleneck: str):
     latents = tokenizer.encode(video)
     encoded = tokenizer.encode_stream(in_chunks(video, [5]))
     assert torch.equal(torch.cat(list(tokenizer.decode_stream(encoded)), dim=2), tokenizer.decode(latents))
+
+
+@pytest.mark.parametrize("preset", STREAMING)
+def test_streams_equal_one_shot_for_every_preset_that_streams(preset: str):
+    tokenizer = tiny(preset)
+    video = clip(45, 12, 20)
+    latents = tokenizer.encode(video)
+    for sizes in ([1], [3], [8], [17], [16, 1]):
+        assert_same(Latents.join(list(tokenizer.encode_stream(in_chunks(video, sizes)))), latents)
+    decoded = tokenizer.decode(latents)
+    for rows in (1, 2, 5):
+        assert torch.equal(torch.cat(list(tokenizer.decode_stream(latents.split(rows))), dim=2), decoded)
+
+
+@pytest.mark.parametrize("preset", WHOLE_CLIP)
+def test_presets_that_see_the_whole_clip_say_so_and_refuse_to_stream(preset: str):
+    tokenizer = tiny(preset)
+    assert not tokenizer.spec.causal
+    with pytest.raises(ValueError, match="sees the whole clip at once"):
+        tokenizer.encode_stream([clip(5)])
+    with pytest.raises(ValueError, match="sees the whole clip at once"):
+        tokenizer.decode_stream([tokenizer.encode(clip(5))])
+
+
+@pytest.mark.parametrize("preset", STREAMING)
+def test_every_preset_that_streams_refuses_chunks_out_of_order(preset: str):
+    tokenizer = tiny(preset)
+    first, second, third = tokenizer.encode(clip(19)).split(1)[:3]
+    with pytest.raises(ValueError, match="expected latents that begin at frame"):
+        list(tokenizer.decode_stream([first, third]))
+    with pytest.raises(ValueError, match="expected latents that begin at frame 0"):
+        list(tokenizer.decode_stream([second]))
 
 
 @pytest.mark.parametrize("stride", [(8, 16, 16), (1, 8, 8), (2, 8, 8)])
@@ -248,9 +289,11 @@ def resident_megabytes() -> float:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc, which is Linux's")
-@each_bottleneck
-def test_memory_grows_at_most_20_megabytes_from_100_to_2000_frames(bottleneck: str):
-    tokenizer = small(bottleneck, block_frames=16)
+@pytest.mark.parametrize(
+    "preset", ["shapes-kl", "shapes-vq", "shapes-fsq", "omnitokenizer-vq", "bsq-vit", "vitok-s-l", "video-lavit"]
+)
+def test_memory_grows_at_most_20_megabytes_from_100_to_2000_frames(preset: str):
+    tokenizer = tiny(preset)
     chunk = clip(10, 64, 64)
     seen, at_100 = 0, 0.0
     for video in tokenizer.decode_stream(tokenizer.encode_stream(chunk for _ in range(200))):

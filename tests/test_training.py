@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from vidgen.data import write_video
 from vidgen.tokenizers import CausalConvTokenizer
-from vidgen.tokenizers.discriminator import PatchDiscriminator
+from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
 from vidgen.training import (
     CheckpointNotWritten,
     DataConfig,
@@ -31,7 +31,7 @@ from vidgen.training import (
 )
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
 from vidgen.training.clips import collate, held_out_share, training_clips, validation_clips
-from vidgen.training.critic import DiscriminatorStep, ReconstructionCritic
+from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
 from vidgen.training.ema import MovingAverage
 from vidgen.training.models import fresh_tokenizer, take_weights
 from vidgen.training.order import DataOrder, MicroBatches, noise_generators
@@ -464,17 +464,16 @@ def test_averages_swap_in_and_out_without_a_trace():
 def test_the_adversarial_term_is_balanced_and_leaves_the_discriminator_alone():
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(width=4)
-    critic = ReconstructionCritic(
-        perceptual=None, perceptual_weight=0.0, perceptual_frames=0,
-        discriminator=discriminator, adversarial_weight=0.5, start=10,
-    )  # fmt: skip
+    adversary = Adversary(DiscriminatorPanel(discriminator), weight=0.5, start=10)
+    critic = ReconstructionCritic(FaithfulTerms(), adversary=adversary)
     layer = torch.nn.Conv3d(3, 3, 1)
     real = torch.rand(2, 3, 3, 24, 24)
     fake = layer(real)
     pixel_loss = (fake - real).abs().mean()
-    assert critic.at(9)(real, fake, pixel_loss=pixel_loss, last_layer=layer.weight) == {}
+    own = lambda real, fake: {"l1": (fake - real).abs().mean()}  # noqa: E731
+    assert critic.at(9)(real, fake, own=own, last_layer=layer.weight) == {"l1": pixel_loss}
     assert critic.judged is None
-    term = critic.at(10)(real, fake, pixel_loss=pixel_loss, last_layer=layer.weight)["adversarial"]
+    term = critic.at(10)(real, fake, own=own, last_layer=layer.weight)["adversarial"]
     faithful = torch.autograd.grad(pixel_loss, layer.weight, retain_graph=True)[0].norm()
     pull = torch.autograd.grad(term, layer.weight, retain_graph=True)[0].norm()
     assert pull / faithful == pytest.approx(0.5, rel=0.05)
@@ -487,12 +486,12 @@ def test_the_adversarial_term_is_balanced_and_leaves_the_discriminator_alone():
 @pytest.mark.parametrize("axes", ["frames", "video"])
 def test_the_discriminator_learns_to_tell_real_from_fake(axes):
     torch.manual_seed(0)
-    step = DiscriminatorStep(PatchDiscriminator(width=4, axes=axes))
+    step = DiscriminatorStep(DiscriminatorPanel(PatchDiscriminator(width=4, axes=axes)))
     optimiser = torch.optim.Adam(step.parameters(), lr=2e-3)
     real, fake = torch.rand(2, 3, 1, 24, 24), torch.zeros(2, 3, 1, 24, 24)
     losses = []
     for _ in range(30):
-        loss = step(real, fake)
+        loss = step(real, fake)["discriminator"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

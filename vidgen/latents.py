@@ -258,7 +258,7 @@ class Latents:
 
     @staticmethod
     def join(chunks: list["Latents"]) -> "Latents":
-        """Concatenate consecutive chunks of a stream along time (specs of one part with a leading t axis)."""
+        """Concatenate consecutive chunks of a stream along time (all parts of the spec lead with the same t axis)."""
         if not chunks:
             raise ValueError("expected at least one chunk of latents to join, got none")
         first, frames = chunks[0], 0
@@ -275,8 +275,8 @@ class Latents:
                     f"{chunk.start}; join the chunks in the order in which the stream gave them"
                 )
             frames += chunk.size[0]
-        ids = None if first.ids is None else torch.cat([c.ids for c in chunks if c.ids is not None], dim=1)
-        tokens = torch.cat([chunk.tokens for chunk in chunks], dim=1)
+        tokens = _joined([chunk._by_time(chunk.tokens) for chunk in chunks])
+        ids = None if first.ids is None else _joined([c._by_time(c.ids) for c in chunks if c.ids is not None])
         return Latents(tokens, ids, (frames, first.size[1], first.size[2]), first.spec, None, first.start)
 
     def split(self, rows: int) -> list["Latents"]:
@@ -286,33 +286,43 @@ class Latents:
             raise ValueError(f"expected chunks of at least 1 row of tokens, got {rows}")
         part = self.spec.parts[0]
         in_all = self.spec.grid(self.size, start=self.start)[0]
-        per_row = self.tokens.shape[1] // in_all
         alone = part.first_frame_alone and self.start == 0
 
         def frames_before(row: int) -> int:
             return 1 + (row - 1) * part.stride[0] if alone and row > 0 else row * part.stride[0]
 
+        def cut(tensor: Tensor, first_row: int) -> Tensor:
+            wanted = slice(first_row, first_row + rows)
+            return _joined([[block[:, :, wanted] for block in self._by_time(tensor)]])
+
         chunks = []
         for row in range(0, in_all, rows):
             first, last = frames_before(row), min(frames_before(row + rows), self.size[0])
-            tokens = slice(row * per_row, (row + rows) * per_row)
             chunks.append(
                 replace(
                     self,
-                    tokens=self.tokens[:, tokens],
-                    ids=None if self.ids is None else self.ids[:, tokens],
+                    tokens=cut(self.tokens, row),
+                    ids=None if self.ids is None else cut(self.ids, row),
                     size=(last - first, self.size[1], self.size[2]),
                     start=self.start + first,
                 )
             )
         return chunks
 
+    def _by_time(self, tensor: Tensor) -> list[Tensor]:
+        """Tokens or ids of each part as `b k t s c`: k tokens a place, s places a row."""
+        blocks = []
+        for part, place in zip(self.spec.parts, self.spec.slices(self.size, start=self.start), strict=True):
+            rows = part.grid(self.size, start=self.start)[0]
+            blocks.append(rearrange(tensor[:, place], "b (k t s) c -> b k t s c", k=part.count, t=rows))
+        return blocks
+
     def _check_time_leads(self) -> None:
-        part = self.spec.parts[0]
-        if len(self.spec.parts) != 1 or not part.axes.startswith("t") or part.count != 1 or self.length is not None:
+        in_time = {(part.axes[:1], part.stride[:1], part.first_frame_alone) for part in self.spec.parts}
+        if len(in_time) != 1 or not self.spec.parts[0].axes.startswith("t") or self.length is not None:
             raise ValueError(
-                "only latents of one part with a leading time axis, one token a place and no length join or split "
-                f"along time; these have the parts {[(p.name, p.axes) for p in self.spec.parts]}"
+                "only latents without a length whose parts all have a leading time axis of one stride join or split "
+                f"along time; these have the parts {[(p.name, p.axes, p.stride) for p in self.spec.parts]}"
             )
 
     def save(self, path: str | Path) -> None:
@@ -370,3 +380,9 @@ class Latents:
                     f"part {part.name!r} has codebooks of {part.codebooks} codes, but the file holds "
                     f"{int(outside.sum())} ids outside them, such as {int(ids[outside][0])}"
                 )
+
+
+def _joined(chunks: list[list[Tensor]]) -> Tensor:
+    """`b k t s c` of each part of each chunk -> `b n c`: chunks along time, then parts one after the other."""
+    parts = [torch.cat([chunk[part] for chunk in chunks], dim=2) for part in range(len(chunks[0]))]
+    return torch.cat([rearrange(part, "b k t s c -> b (k t s) c") for part in parts], dim=1)

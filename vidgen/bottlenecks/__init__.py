@@ -3,14 +3,54 @@
 import inspect
 from typing import Any
 
-from vidgen.bottlenecks.base import Bottleneck, Bottlenecked
+from vidgen.bottlenecks.ae import AE
+from vidgen.bottlenecks.base import Bottleneck, Bottlenecked, Quantizer
+from vidgen.bottlenecks.bsq import BSQ
 from vidgen.bottlenecks.fsq import FSQ
+from vidgen.bottlenecks.gumbel import Gumbel
+from vidgen.bottlenecks.joint_vq import JointVQ
 from vidgen.bottlenecks.kl import KL
+from vidgen.bottlenecks.lfq import LFQ
+from vidgen.bottlenecks.product import Product
+from vidgen.bottlenecks.residual import Residual
+from vidgen.bottlenecks.simvq import SimVQ
+from vidgen.bottlenecks.stochastic_vq import StochasticVQ
 from vidgen.bottlenecks.vq import VQ
 
-BOTTLENECKS: dict[str, type[Bottleneck]] = {"kl": KL, "vq": VQ, "fsq": FSQ}
+BOTTLENECKS: dict[str, type[Bottleneck]] = {
+    "kl": KL,
+    "ae": AE,
+    "vq": VQ,
+    "simvq": SimVQ,
+    "stochastic-vq": StochasticVQ,
+    "joint-vq": JointVQ,
+    "gumbel": Gumbel,
+    "fsq": FSQ,
+    "lfq": LFQ,
+    "bsq": BSQ,
+    "residual": Residual,
+    "product": Product,
+}
 
-__all__ = ["BOTTLENECKS", "FSQ", "KL", "VQ", "Bottleneck", "Bottlenecked", "build_bottleneck"]
+__all__ = [
+    "AE",
+    "BOTTLENECKS",
+    "BSQ",
+    "FSQ",
+    "KL",
+    "LFQ",
+    "VQ",
+    "Bottleneck",
+    "Bottlenecked",
+    "Gumbel",
+    "JointVQ",
+    "Product",
+    "Quantizer",
+    "Residual",
+    "SimVQ",
+    "StochasticVQ",
+    "build_bottleneck",
+]
 
 
 def build_bottleneck(name: str, options: dict[str, Any]) -> Bottleneck:

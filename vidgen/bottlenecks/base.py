@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from vidgen.nn.random import Generators
@@ -47,3 +48,72 @@ class Bottleneck(nn.Module, ABC):
     def nearest(self, vectors: Tensor) -> Tensor:
         """`b n c -> b n q`: ids of the codes nearest to `vectors`, e.g. those that a flow generator made."""
         raise ValueError(f"{type(self).__name__} is continuous and has no ids; decode its tokens instead")
+
+
+class Quantizer(Bottleneck):
+    """A discrete bottleneck in two moves, so that quantizers can be stacked and put side by side.
+
+    `enter` brings features to where the codes are, `quantize` picks codes. Vectors that went through ids are bit by bit
+    those that came out of `quantize`: `lookup(result.ids) == result.vectors`.
+
+    Attributes:
+        distinct: no two ids stand for one vector, so that `nearest(lookup(ids)) == ids`.
+        finer: how much smaller than its input is what a code leaves over, per channel or for all; 1 when unknown.
+            `Residual` scales each quantizer down by it.
+        unit_length: all codes have the same length, so that they cannot stand for what is left over.
+    """
+
+    distinct: bool = True
+    finer: tuple[float, ...] = (1.0,)
+    unit_length: bool = False
+
+    def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would pick other codes
+            return self.quantize(self.enter(features.float()), sample=sample, generators=generators)
+
+    def enter(self, features: Tensor) -> Tensor:
+        """`b n in_channels -> b n c`: the features in the space of the codes, not yet rounded."""
+        return features
+
+    @abstractmethod
+    def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
+        """Float32 `b n c` in the space of the codes -> codes, with a gradient to `vectors`.
+
+        A codebook that keeps itself learns here, in training with gradients only: whoever encodes never moves it.
+        """
+
+    @abstractmethod
+    def lookup(self, ids: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def nearest(self, vectors: Tensor) -> Tensor: ...
+
+    @property
+    def learns(self) -> bool:
+        """A training step is going on."""
+        return self.training and torch.is_grad_enabled()
+
+
+def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Exactly `codes`, with the gradient of `vectors` (Bengio et al. 2013, arXiv 1308.3432).
+
+    The textbook's `vectors + (codes - vectors).detach()` rounds, and then differs from a lookup in the last bit.
+    """
+    return codes.detach() + (vectors - vectors.detach())
+
+
+def rotated(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Exactly `codes`, with the gradient of the rotation and scaling that takes each of `vectors` to its code.
+
+    The rotation trick (Fifty et al. 2024, arXiv 2410.06424, section 4.2): gradients keep their angle to the vector.
+    """
+    unit, code_unit = torch.nn.functional.normalize(vectors, dim=-1), torch.nn.functional.normalize(codes, dim=-1)
+    between = torch.nn.functional.normalize(unit + code_unit, dim=-1).detach()
+    unit, code_unit = unit.detach(), code_unit.detach()
+    length, code_length = vectors.norm(dim=-1, keepdim=True).detach(), codes.norm(dim=-1, keepdim=True).detach()
+    turned = (
+        vectors
+        - 2 * (vectors * between).sum(dim=-1, keepdim=True) * between
+        + 2 * (vectors * unit).sum(dim=-1, keepdim=True) * code_unit
+    )
+    return straight_through(turned * (code_length / length.clamp(min=1e-6)), codes)

@@ -23,9 +23,17 @@ ENTRIES = (
     Entry("generate", "vidgen.cli.generate", "make a video from a prompt"),
     Entry("reconstruct", "vidgen.cli.reconstruct", "send a clip through a tokenizer and back"),
     Entry("tokenize", "vidgen.cli.tokenize", "write the tokens of every clip in a folder"),
-    Entry("eval recon", "vidgen.cli.eval_recon", "score a tokenizer on clips: quality, size, speed"),
+    Entry("eval recon", "vidgen.cli.eval_recon", "score tokenizers on clips: quality, size, speed"),
+    Entry("eval fvd", "vidgen.cli.eval_fvd", "compare two folders of videos by FVD, under a published protocol"),
+    Entry("eval fid", "vidgen.cli.eval_fid", "compare the frames of two folders by FID"),
+    Entry("eval kvd", "vidgen.cli.eval_kvd", "compare two small folders of videos by KVD"),
+    Entry("eval features", "vidgen.cli.eval_features", "keep the features of a folder of videos"),
+    Entry("eval distance", "vidgen.cli.eval_distance", "compare two feature files"),
+    Entry("eval compare", "vidgen.cli.eval_compare", "two results side by side, if their conditions are equal"),
+    Entry("eval list-protocols", "vidgen.cli.eval_list_protocols", "the named conditions behind every score"),
     Entry("train-tokenizer", "vidgen.cli.train_tokenizer", "train a tokenizer on your clips or on the shapes world"),
     Entry("train-generator", "vidgen.cli.train_generator", "train a generator on the tokens of a tokenizer"),
+    Entry("kernels explain", "vidgen.cli.kernels_explain", "which attention backend a pattern gets, why, at what cost"),
     Entry("models", "vidgen.cli.models", "list the built-in models, or the presets to train from"),
 )
 USAGE = "usage: vidgen COMMAND …"

@@ -1,51 +1,66 @@
-"""`vidgen eval recon`: how well a tokenizer gives clips back, how small its tokens are, how fast it is."""
+"""`vidgen eval recon`: how well tokenizers give clips back, how small their tokens are, how fast they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from vidgen.cli.loading import Precision, load_tokenizer
+from vidgen.cli.loading import Precision, load_tokenizer, pick_device
+
+if TYPE_CHECKING:
+    from vidgen.eval.clips import ClipSet
+    from vidgen.eval.perceptual import FrameDistance
+    from vidgen.eval.protocol import ReconstructionProtocol
+    from vidgen.eval.subjects import Subject
 
 WORLD = "shapes"
-UNLIMITED = 1000  # characters
+FOLDER = "folder:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Score a tokenizer on clips: PSNR, SSIM, LPIPS, tokens, bits, codebook use, speed and memory.
+    """Score tokenizers on clips: PSNR, SSIM, LPIPS, temporal errors, tokens, bits, codebook use, speed and memory.
 
-    Prints a table, and with -o writes a JSON file (everything, with the conventions and the machine) and a CSV file
-    beside it. A column that cannot be computed says why.
+    Prints every score with its interval over clips, and the paired difference of each tokenizer to the first. With -o
+    it writes FILE.json (everything, with conventions and machine), FILE.csv, and the results of single clips into
+    FILE.clips/ as they come: the same command goes on after a crash, and more tokenizers reuse what is there.
 
-    Example: vidgen eval recon --tokenizer shapes-fsq --data clips/ -o scores/shapes-fsq.json
+    Several processes share the clips: accelerate launch --multi_gpu --num_processes 2 -m vidgen.cli eval recon …
+
+    Example: vidgen eval recon --tokenizers shapes-fsq shapes-kl --data clips/ -o scores/shapes.json
     """
 
-    tokenizer: str
-    """Built-in name (see `vidgen models`), folder, or hub id."""
+    tokenizers: Annotated[tuple[str, ...], arg(metavar="NAMES", aliases=["--tokenizer"])]
+    """Built-in names (see `vidgen models`), folders, hub ids, diffusers:DIR, or folder:DIR for finished videos."""
     data: Annotated[tuple[str, ...], arg(metavar="DIR_OR_FILES")]
     """Folders of clips, clips, or the word `shapes` for the procedural world."""
+    protocol: str = "recon.v1"
+    """Which frames are scored under which conventions; `vidgen eval list-protocols` has them all."""
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE")] = None
-    """Where to write FILE.json and FILE.csv."""
+    """Where to write FILE.json, FILE.csv and FILE.clips/."""
     max_frames: int | None = None
-    """Score so many frames of each clip; all of them by default."""
+    """Score so many frames of each clip; as the protocol says by default."""
     fps: float | None = None
-    """Resample the clips to this many frames a second; their own by default."""
+    """Resample the clips to this many frames a second; as the protocol says by default."""
     size: tuple[int, int] | None = None
-    """Height and width to scale and crop the clips to; their own by default."""
+    """Height and width to scale and crop the clips to; as the protocol says by default."""
     num_clips: int = 64
     """How many clips of `shapes` are drawn."""
+    allow_missing: bool = False
+    """Leave out clips that cannot be scored (damaged, too short, twice the same) and list them in the result."""
     squeezenet_weights: Path | None = None
-    """ImageNet SqueezeNet 1.0 weights, for the column `squeezenet.features`."""
+    """ImageNet SqueezeNet 1.0 weights, for the score `squeezenet.features`."""
+    lpips_weights: Annotated[tuple[str, ...], arg(metavar="NET=FILE")] = ()
+    """ImageNet weights of LPIPS backbones in torchvision's layout: alex=FILE vgg=FILE squeeze=FILE."""
     lpips_net: Literal["alex", "vgg", "squeeze"] = "alex"
-    """Which backbone LPIPS uses."""
-    lpips_weights: Path | None = None
-    """ImageNet weights of that backbone in torchvision's layout, for the LPIPS column."""
+    """The backbone of an --lpips-weights that is a file alone."""
+    resamples: int = 2000
+    """Draws of the bootstrap behind the intervals."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "fp32"
-    """Number format of the network."""
+    """Number format of the networks."""
 
     def __post_init__(self) -> None:
         if WORLD in self.data and len(self.data) > 1:
@@ -54,30 +69,85 @@ class Command:
 
 def run(command: Command) -> None:
     """Do it; errors are for the user."""
-    from rich.console import Console
+    from vidgen.cli.tables import print_whole
+    from vidgen.eval.bootstrap import Bootstrap
+    from vidgen.eval.protocol import ReconstructionProtocol
+    from vidgen.eval.protocols import get_protocol
+    from vidgen.eval.ranks import join_launch, rank
+    from vidgen.eval.recon_suite import evaluate
 
-    from vidgen.data import ShapesWorld, find_videos
-    from vidgen.eval import FrameDistance, LpipsDistance, SqueezeNetDistance
-    from vidgen.eval.recon_suite import clips_from_dataset, clips_from_files, evaluate_reconstruction
-
-    if command.data == (WORLD,):
-        clips = clips_from_dataset(ShapesWorld(seed=1), command.num_clips)
-    else:
-        paths = [clip for entry in command.data for clip in find_videos(entry)]
-        clips = clips_from_files(paths, max_frames=command.max_frames, fps=command.fps, size=command.size)
-    distances: list[FrameDistance] = []
-    if command.squeezenet_weights is not None:
-        distances.append(SqueezeNetDistance.from_file(command.squeezenet_weights))
-    if command.lpips_weights is not None:
-        distances.append(LpipsDistance.from_file(command.lpips_weights, net=command.lpips_net))
-    tokenizer = load_tokenizer(command.tokenizer, device=command.device, precision=command.precision)
-    report = evaluate_reconstruction(
-        tokenizer, clips, name=command.tokenizer, distances=distances, lpips_net=command.lpips_net
+    device = join_launch(pick_device(command.device))
+    protocol = with_overrides(get_protocol(command.protocol, ReconstructionProtocol), command)
+    distances = perceptual_distances(command)
+    clips, originals = read_clips(command, protocol)
+    subjects = [
+        subject_named(name, command, device=str(device), originals=originals, protocol=protocol)
+        for name in command.tokenizers
+    ]
+    report = evaluate(
+        subjects,
+        clips,
+        protocol=protocol,
+        distances=distances,
+        bootstrap=Bootstrap(resamples=command.resamples),
+        records=None if command.output is None else command.output.with_suffix(".clips"),
     )
-    table = report.table()
-    # A cell cut short tells a number wrong: take the room that the table needs, even where the terminal wraps it.
-    needed = Console(width=UNLIMITED).measure(table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    if rank() > 0:
+        return
+    print_whole(report.table(), *report.notes())
     if command.output is not None:
         for path in report.write(command.output):
             print(f"wrote {path}")
+
+
+def with_overrides(protocol: "ReconstructionProtocol", command: Command) -> "ReconstructionProtocol":
+    """The protocol with what the options change; its hash then differs from the preset's."""
+    from vidgen.eval.protocol import Resize
+
+    changes = {"max_frames": command.max_frames, "fps": command.fps}
+    clip = replace(protocol.clip, **{name: value for name, value in changes.items() if value is not None})
+    preprocess = protocol.preprocess
+    if command.size is not None:
+        height, width = command.size
+        resize = Resize(height=height, width=width, fit="cover", kernel="swscale")
+        preprocess = replace(preprocess, resizes=(resize,))
+    return replace(protocol, clip=clip, preprocess=preprocess)
+
+
+def perceptual_distances(command: Command) -> "list[FrameDistance]":
+    """The distances whose weights were given."""
+    from vidgen.eval.perceptual import LpipsDistance, SqueezeNetDistance
+
+    distances: list[FrameDistance] = []
+    if command.squeezenet_weights is not None:
+        distances.append(SqueezeNetDistance.from_file(command.squeezenet_weights))
+    for entry in command.lpips_weights:
+        net, _, file = entry.rpartition("=")
+        if net not in ("", "alex", "vgg", "squeeze"):
+            raise ValueError(f"--lpips-weights takes alex=FILE, vgg=FILE or squeeze=FILE; got {entry!r}")
+        spatial = command.protocol == "recon.opensoraplan"
+        distances.append(LpipsDistance.from_file(file, net=net or command.lpips_net, spatial=spatial))
+    return distances
+
+
+def read_clips(command: Command, protocol: "ReconstructionProtocol") -> "tuple[ClipSet, dict[str, Path]]":
+    """The clips to score, and the files that they come from by name."""
+    from vidgen.data import ShapesWorld
+    from vidgen.eval.clips import ClipSet, clips_for_protocol, clips_from_dataset, find_clips
+
+    if command.data == (WORLD,):
+        origin = {"world": WORLD, "seed": 1, "decoded_lossy": False}
+        return ClipSet(clips_from_dataset(ShapesWorld(seed=1), command.num_clips), origin=origin), {}
+    files = find_clips(command.data)
+    return clips_for_protocol(files, protocol, allow_missing=command.allow_missing), files
+
+
+def subject_named(
+    name: str, command: Command, *, device: str, originals: dict[str, Path], protocol: "ReconstructionProtocol"
+) -> "Subject":
+    """A tokenizer, or the folder of finished videos that `folder:DIR` names."""
+    from vidgen.eval.subjects import FolderSubject, TokenizerSubject
+
+    if name.startswith(FOLDER):
+        return FolderSubject(name.removeprefix(FOLDER), name, originals=originals, protocol=protocol)
+    return TokenizerSubject(load_tokenizer(name, device=device, precision=command.precision), name)

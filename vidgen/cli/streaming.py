@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -28,11 +27,7 @@ def chunks_of(frames: Iterable[np.ndarray], tokenizer: Tokenizer) -> Iterator[Te
 
 def encoded(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Iterator[Latents]:
     """Tokens of a clip, chunk by chunk where the tokenizer streams, all at once where it has to see the whole clip."""
-    chunks = chunks_of(frames, tokenizer)
-    if tokenizer.spec.streamable:
-        yield from tokenizer.encode_stream(chunks)
-    else:
-        yield tokenizer.encode(torch.cat(list(chunks), dim=2))
+    return tokenizer.encode_chunks(chunks_of(frames, tokenizer))
 
 
 def tokens_of(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Latents:
@@ -43,9 +38,7 @@ def tokens_of(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Latents:
 
 def reconstructed(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The frames (`h w 3` uint8) that come back from the tokens of `frames`: as many, of the same size."""
-    latents = encoded(tokenizer, frames)
-    chunks = tokenizer.decode_stream(latents) if tokenizer.spec.streamable else map(tokenizer.decode, latents)
-    for chunk in chunks:
+    for chunk in tokenizer.decode_chunks(encoded(tokenizer, frames)):
         yield from to_frames(rearrange(chunk.float(), "1 c t h w -> c t h w"))
 
 

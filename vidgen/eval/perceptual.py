@@ -169,25 +169,29 @@ class SqueezeNetDistance(FrameDistance):
 
 
 class LpipsDistance(FrameDistance):
-    """``lpips.<net>.v0.1``: LPIPS as published, trunk weights from a file of the user's."""
+    """``lpips.<net>.v0.1``: LPIPS as published, trunk weights from a file of the user's.
 
-    def __init__(self, network: nn.Module, net: LpipsNet) -> None:
+    ``lpips.<net>.spatial.v0.1`` scales the distance maps of the layers to the size of the frame before it takes their
+    mean (the package's ``spatial=True``), which gives slightly other numbers.
+    """
+
+    def __init__(self, network: nn.Module, net: LpipsNet, *, spatial: bool = False) -> None:
         super().__init__()
-        self.key = f"lpips.{net}.v0.1"
+        self.key = f"lpips.{net}.spatial.v0.1" if spatial else f"lpips.{net}.v0.1"
         self.smallest_side = LPIPS_SMALLEST_SIDES[net]
         self.network = network.requires_grad_(False)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, net: LpipsNet) -> "LpipsDistance":
+    def from_file(cls, path: str | Path, *, net: LpipsNet, spatial: bool = False) -> "LpipsDistance":
         """``path``: a state dict of torchvision's alexnet, vgg16 or squeezenet1_1. ValueError when it does not fit."""
         if net not in get_args(LpipsNet):
             raise ValueError(f"expected an LPIPS net out of {', '.join(get_args(LpipsNet))}, got {net!r}")
+        state = read_weights(path, wanted=lpips_file_wanted(net))
         import lpips  # imports torchvision: slow, and not needed unless LPIPS is asked for
 
         with warnings.catch_warnings():  # lpips builds its trunk through arguments that torchvision calls old
             warnings.simplefilter("ignore", UserWarning)
-            network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-        state = read_weights(path, wanted=lpips_file_wanted(net))
+            network = lpips.LPIPS(net=net, pnet_rand=True, spatial=spatial, verbose=False)
         trunk = {
             key: f"features.{key.split('.', 1)[1]}" for key in network.net.state_dict()
         }  # slice2.3.weight -> features.3.weight
@@ -198,10 +202,16 @@ class LpipsDistance(FrameDistance):
                 f"expected {lpips_file_wanted(net)}, but {path} differs in {wrong[:3]}; is it another network?"
             )
         network.net.load_state_dict({key: state[name] for key, name in trunk.items()})
-        return cls(network.eval(), net)
+        return cls(network.eval(), net, spatial=spatial)
 
     def frame_distances(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.network(a, b).flatten()
+        return self.network(a, b).mean(dim=(1, 2, 3))
+
+
+def lpips_nets() -> dict[str, LpipsNet]:
+    """Key of each LPIPS score -> the net that it needs."""
+    nets = get_args(LpipsNet)
+    return {f"lpips.{net}.v0.1": net for net in nets} | {f"lpips.{net}.spatial.v0.1": net for net in nets}
 
 
 def lpips_file_wanted(net: LpipsNet) -> str:
@@ -211,4 +221,4 @@ def lpips_file_wanted(net: LpipsNet) -> str:
 
 def why_lpips_is_missing(net: LpipsNet) -> str:
     """The reason shown in place of an LPIPS number when no trunk file was given."""
-    return f"not computed: needs {lpips_file_wanted(net)}; give its path (--lpips-weights FILE --lpips-net {net})"
+    return f"not computed: needs {lpips_file_wanted(net)}; give its path (--lpips-weights {net}=FILE)"

@@ -1,128 +1,113 @@
-"""How close a reconstruction is to its original, pixel by pixel: PSNR and SSIM with their conventions in the key.
+"""The reconstruction scores by name: which object computes the score that a key names, and why one is left out."""
 
-Both first round the two videos to 8 bits, as any file or screen would: reconstructions are scored as they are seen.
-"""
-
-import math
-from typing import Self
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vidgen.eval.metric import PairedFrameMean
-from vidgen.eval.perceptual import FrameDistance
+from vidgen.eval.metric import ClipMean, PairedFrameMean, PairedMetric
+from vidgen.eval.perceptual import FrameDistance, lpips_nets, why_lpips_is_missing
+from vidgen.eval.pixels import check_pair
+from vidgen.eval.protocol import ReconstructionProtocol
+from vidgen.eval.psnr import PooledPsnr, Psnr
+from vidgen.eval.ssim import MsSsim, Ssim
+from vidgen.eval.temporal import Flicker, TemporalDifferencePsnr
+from vidgen.eval.vmaf import Vmaf, why_vmaf_is_missing
+from vidgen.eval.warping import WarpingError
 
-PSNR_CAP = 100.0
-SSIM_WINDOW = 11
-SSIM_SIGMA = 1.5
-
-
-def to_levels(video: Tensor) -> Tensor:
-    """[-1, 1] (clipped) -> 0..255 in float64, rounded to whole levels."""
-    return ((video.double() + 1) * 127.5).round().clamp(0, 255)
-
-
-class Psnr(PairedFrameMean):
-    """Peak signal-to-noise ratio in dB over RGB, 8-bit levels, two ways of pooling.
-
-    ``psnr.rgb.frame_mean.cap100``: the mean over frames of each frame's PSNR, equal frames count as 100 dB.
-    ``psnr.rgb.global``: from the squared error of all frames together (at most 100); bad frames weigh more.
-    """
-
-    key = "psnr.rgb.frame_mean.cap100"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.squared_error = 0  # sums of squared level differences are whole numbers, so they stay exact
-        self.samples = 0
-
-    def frame_scores(self, video: Tensor, reference: Tensor) -> Tensor:
-        squared = (to_levels(video) - to_levels(reference)).square().sum(dim=(1, 3, 4))
-        samples = video[:, :, 0].numel() // video.shape[0]
-        self.squared_error += int(squared.sum())
-        self.samples += samples * squared.numel()
-        return (10 * torch.log10(255**2 * samples / squared)).clamp(max=PSNR_CAP)
-
-    def merge(self, other: Self) -> None:
-        super().merge(other)
-        self.squared_error += other.squared_error
-        self.samples += other.samples
-
-    def compute(self) -> dict[str, float]:
-        pooled = PSNR_CAP
-        if self.squared_error:
-            pooled = min(PSNR_CAP, 10 * math.log10(255**2 * self.samples / self.squared_error))
-        return {**super().compute(), "psnr.rgb.global": pooled}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        sums = {"squared_error": torch.tensor(self.squared_error), "samples": torch.tensor(self.samples)}
-        return {**super().state_dict(), **sums}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        super().load_state_dict(state)
-        self.squared_error, self.samples = int(state["squared_error"]), int(state["samples"])
-
-
-class Ssim(PairedFrameMean):
-    """``ssim.rgb.gauss11.valid``: structural similarity (Wang et al. 2004), mean over frames.
-
-    Gaussian window 11x11 with sigma 1.5, population covariance, only places where the window fits, each RGB channel by
-    itself, K1 0.01, K2 0.03, 8-bit levels, no downsampling. Frames need at least 11 pixels a side.
-    """
-
-    key = "ssim.rgb.gauss11.valid"
-
-    def frame_scores(self, video: Tensor, reference: Tensor) -> Tensor:
-        if min(video.shape[-2:]) < SSIM_WINDOW:
-            raise ValueError(
-                f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {video.shape[-2]}x{video.shape[-1]}"
-            )
-        frames = [self._frame(a, b) for a, b in zip(video.unbind(2), reference.unbind(2), strict=True)]
-        return torch.stack(frames, dim=1)
-
-    @staticmethod
-    def _frame(a: Tensor, b: Tensor) -> Tensor:
-        """``b c h w`` twice -> ``b``; frame by frame, so that memory does not grow with the clip."""
-        a, b = to_levels(a) / 255, to_levels(b) / 255
-        mean_a, mean_b, mean_aa, mean_bb, mean_ab = _window_means(torch.stack([a, b, a * a, b * b, a * b]))
-        c1, c2 = 0.01**2, 0.03**2
-        covariance = mean_ab - mean_a * mean_b
-        variances = mean_aa - mean_a.square() + mean_bb - mean_b.square()
-        luminance = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
-        return (luminance * (2 * covariance + c2) / (variances + c2)).mean(dim=(1, 2, 3))
-
-
-def _window_means(maps: Tensor) -> Tensor:
-    """Gaussian means of ``… h w`` where the window fits: ``… h-10 w-10``.
-
-    Shifted sums instead of a convolution: a float64 depthwise convolution is 5 times slower on CPU, and on CUDA
-    convolutions may run in TF32.
-    """
-    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
-    weights = torch.softmax(-offsets.square() / (2 * SSIM_SIGMA**2), dim=0).tolist()
-    for axis in (-2, -1):
-        extent = maps.shape[axis] - SSIM_WINDOW + 1
-        total = maps.narrow(axis, 0, extent) * weights[0]
-        for shift, weight in enumerate(weights[1:], start=1):
-            total.add_(maps.narrow(axis, shift, extent), alpha=weight)
-        maps = total
-    return maps
+# What needs no weights, by key. These are never updated: `.empty()` gives one to use.
+METRICS: dict[str, PairedMetric] = {
+    metric.key: metric
+    for metric in (
+        Psnr(),
+        Psnr(quantise="none"),
+        Psnr(quantise="floor"),
+        Psnr(ceiling="eps1e-8", quantise="none"),
+        Psnr(colour="y601"),
+        Psnr(colour="grey"),
+        PooledPsnr(),
+        ClipMean(PooledPsnr(), key="psnr.rgb.clip_global.cap100"),
+        ClipMean(PooledPsnr(ceiling="eps1.2e-7"), key="psnr.rgb.clip_global.eps1.2e-7"),
+        ClipMean(PooledPsnr(ceiling="eps1.2e-7", wrapped=True), key="psnr.rgb.clip_global.eps1.2e-7.wrapped"),
+        Ssim(),
+        Ssim(quantise="none"),
+        Ssim(quantise="floor"),
+        Ssim(colour="grey"),
+        Ssim(window="uniform7.sample"),
+        Ssim(pool=True, quantise="none"),
+        MsSsim(),
+        TemporalDifferencePsnr(),
+        Flicker(),
+        WarpingError(),
+        Vmaf(),
+    )
+}
 
 
 class PerceptualScore(PairedFrameMean):
     """The mean over frames of a perceptual distance; the key is the distance's. No rounding to 8 bits."""
 
+    higher_is_better = False
+
     def __init__(self, distance: FrameDistance) -> None:
         super().__init__()
         self.distance = distance
-        self.key = distance.key
+        self.key, self.smallest_side = distance.key, distance.smallest_side
 
     def frame_scores(self, video: Tensor, reference: Tensor) -> Tensor:
+        check_pair(video, reference, key=self.key, smallest_side=self.smallest_side)
         frames = [
-            self.distance(a, b)
-            for a, b in zip(video.float().split(4, dim=2), reference.float().split(4, dim=2), strict=True)
+            self.distance(_signed(a), _signed(b))
+            for a, b in zip(video.split(4, dim=2), reference.split(4, dim=2), strict=True)
         ]
         return torch.cat(frames, dim=1)
 
-    def empty(self) -> "PerceptualScore":
-        return PerceptualScore(self.distance)
+
+def _signed(video: Tensor) -> Tensor:
+    """Floats in [-1, 1] (clipped) of floats or uint8 levels."""
+    return video.float() / 127.5 - 1 if video.dtype == torch.uint8 else video.float().clamp(-1, 1)
+
+
+class Scores(NamedTuple):
+    """Fresh metrics of a protocol, and the reason for each of its keys that has none."""
+
+    metrics: list[PairedMetric]
+    missing: dict[str, str]
+
+
+def scores_for(protocol: ReconstructionProtocol, distances: Sequence[FrameDistance] = ()) -> Scores:
+    """What computes the scores that ``protocol`` names.
+
+    Args:
+        distances: perceptual distances that have their weights; those that the protocol does not name are scored too.
+
+    Raises:
+        ValueError: a key that nothing computes.
+    """
+    perceptual = {distance.key: PerceptualScore(distance) for distance in distances}
+    metrics, missing = [], {}
+    for key in dict.fromkeys([*protocol.metrics, *perceptual]):
+        reason = why_missing(key, available=list(perceptual))
+        if reason is not None:
+            missing[key] = reason
+            continue
+        metric = perceptual[key] if key in perceptual else METRICS[key].empty()
+        by_clip = protocol.pooling == "clip" and not isinstance(metric, ClipMean)
+        metrics.append(ClipMean(metric) if by_clip else metric)
+    return Scores(metrics, missing)
+
+
+def why_missing(key: str, *, available: Sequence[str]) -> str | None:
+    """Why nothing computes ``key`` here; None when something does. ValueError for a key that does not exist."""
+    if key in available:
+        return None
+    if key == Vmaf.key:
+        return why_vmaf_is_missing()
+    if key in METRICS:
+        return None
+    if key == "squeezenet.features":
+        return "not computed: give the path of ImageNet SqueezeNet 1.0 weights (--squeezenet-weights FILE)"
+    if (net := lpips_nets().get(key)) is not None:
+        return why_lpips_is_missing(net)
+    raise ValueError(f"no score is called {key!r}; there are {', '.join([*METRICS, *lpips_nets()])}")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("vidgen", "torch", "diffusers", "accelerate", "numpy", "av", "lpips")
+STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
 def environment_stamp(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -50,11 +51,23 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if changed.returncode else "")
 
 
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Let `peak_memory_megabytes` forget what was before; without effect on systems other than Linux and CUDA."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_PEAK.exists():
+        CLEAR_PEAK.write_text("5")  # proc(5): the peak resident set becomes the present one
+
+
 def peak_memory_megabytes(device: torch.device | str) -> float:
     """CUDA: most memory that tensors took since the last reset. Otherwise: peak resident set of the process."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if STATUS.exists():
+        (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**10
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""`attention3d`: the one attention call of the library, and the rule by which it picks a backend."""
+"""`attention3d`: the one attention call of the library."""
 
 from typing import Literal, overload
 
@@ -7,15 +7,11 @@ from einops import rearrange
 from torch import Tensor
 
 from vidgen.kernels.backends import BACKENDS
+from vidgen.kernels.checks import check_tensors
+from vidgen.kernels.choice import choose, report
 from vidgen.kernels.spec import AttentionSpec
 
 Layout = Literal["bhnd", "bnhd"]
-
-# The order in which `auto` asks: no mask at all, then a kernel that skips hidden blocks, then the dense mask, and the
-# reference for what nothing else returns (the log-sum-exp on CPU).
-AUTO_ORDER = ("matmul", "sdpa_reshape", "flex", "sdpa_dense", "reference")
-# Below this many keys one dense masked call is as fast as FlexAttention and needs no compilation.
-FLEX_SMALLEST_KEYS = 1024
 
 
 @overload
@@ -61,17 +57,17 @@ def attention3d(
 
     q is `b h n d`, k `b g m d`, v `b g m e` with g dividing h (grouped queries), n = `spec.num_queries` and
     m = `spec.num_keys`, prefix first; layout "bnhd" has heads after tokens. `scale` defaults to 1 / sqrt(d).
-    `backend` is a name of `BACKENDS` or "auto": the first of `sdpa_reshape`, `flex` (CUDA, 1024 keys or more),
-    `sdpa_dense`, `reference` that can serve. Returns the output in the layout of q and, with `return_lse`, the natural
-    log-sum-exp of the visible scores, float32 `b h n`.
+    `backend` is a name of `BACKENDS` or "auto", which takes the first that can serve and pays (`vidgen.kernels.choice`;
+    `explain` tells which and why). Returns the output in the layout of q and, with `return_lse`, the natural
+    log-sum-exp of the visible scores, float32 `b h n`. Under autocast the computation is in autocast's dtype.
     Under torch.compile there is no graph break; say `dynamic=False`, because windows of symbolic sizes take a minute
     to trace (specs kept as attributes of a module are constants either way).
     ValueError: shapes that do not fit the spec, mixed devices or dtypes, a backend that cannot serve (with its reason).
     """
-    q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
-    _check(q, k, v, spec)
+    q, k, v = (_in_autocast_dtype(_heads_first(tensor, layout)) for tensor in (q, k, v))
+    check_tensors(q, k, v, spec)
     if backend == "auto":
-        backend = _choose(q, k, v, spec, return_lse=return_lse)
+        backend = choose(q, k, v, spec, return_lse=return_lse)
     elif backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; known are auto, {', '.join(BACKENDS)}")
     elif reason := BACKENDS[backend].unsupported(q, k, v, spec, return_lse=return_lse):
@@ -90,33 +86,19 @@ def explain(
 ) -> str:
     """Which backend `attention3d` would take for these tensors (meta tensors will do), why, and at what cost."""
     q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
-    _check(q, k, v, spec)
-    chosen = _choose(q, k, v, spec, return_lse=return_lse)
+    check_tensors(q, k, v, spec)
     batch, heads, _, head_dim = q.shape
     flops = batch * spec.flops(heads, head_dim)
-    lines = [spec.explain(), f"{flops / 1e9:.3g} GFLOP forward for {batch} samples, {heads} heads of {head_dim}"]
-    lines.append(f"backend {chosen}: the first of {', '.join(AUTO_ORDER)} that can serve")
-    for name in AUTO_ORDER:
-        if name == chosen:
-            continue
-        reason = _refusal(name, q, k, v, spec, return_lse=return_lse)
-        lines.append(f"  {name}: {reason or 'could serve, comes later in the order'}")
-    return "\n".join(lines)
+    cost = f"{flops / 1e9:.3g} GFLOP forward for {batch} samples, {heads} heads of {head_dim}"
+    return "\n".join([spec.explain(), cost, report(q, k, v, spec, return_lse=return_lse)])
 
 
-def _refusal(name: str, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_lse: bool) -> str | None:
-    """Why `auto` passes over a backend: it cannot serve, or it would not pay."""
-    reason = BACKENDS[name].unsupported(q, k, v, spec, return_lse=return_lse)
-    if reason is None and name == "flex" and spec.num_keys < FLEX_SMALLEST_KEYS:
-        return f"{spec.num_keys} keys are fewer than {FLEX_SMALLEST_KEYS}, where compiling it starts to pay"
-    return reason
-
-
-def _choose(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_lse: bool) -> str:
-    for name in AUTO_ORDER:
-        if _refusal(name, q, k, v, spec, return_lse=return_lse) is None:
-            return name
-    raise AssertionError("the reference backend serves everything")
+def _in_autocast_dtype(tensor: Tensor) -> Tensor:
+    # Normalised queries and keys come in float32 beside values of 16 bits; backends get one dtype, SDPA's choice.
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
 
 
 def _heads_first(tensor: Tensor, layout: Layout) -> Tensor:
@@ -127,30 +109,3 @@ def _heads_first(tensor: Tensor, layout: Layout) -> Tensor:
     if layout == "bnhd":
         return rearrange(tensor, "b n h d -> b h n d")
     raise ValueError(f'layout must be "bhnd" or "bnhd", got {layout!r}')
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> None:
-    if q.shape[2] != spec.num_queries:
-        raise ValueError(
-            f"q has {q.shape[2]} tokens but the spec has {spec.num_queries} queries "
-            f"({spec.query_prefix} prefix + grid {'x'.join(map(str, spec.grid))})"
-        )
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.shape[2] != spec.num_keys:
-            raise ValueError(
-                f"{name} has {tensor.shape[2]} tokens but the spec has {spec.num_keys} keys "
-                f"({spec.prefix} prefix + grid {'x'.join(map(str, spec.kv_grid))})"
-            )
-        if tensor.shape[0] != q.shape[0]:
-            raise ValueError(f"{name} has batch {tensor.shape[0]}, q has {q.shape[0]}; they must be equal")
-        if tensor.device != q.device:
-            raise ValueError(f"{name} is on {tensor.device}, q on {q.device}; move them to one device")
-        # Under autocast normalised queries and keys are float32 beside bfloat16 values; SDPA then casts all three.
-        if tensor.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
-            raise ValueError(f"{name} is {tensor.dtype}, q is {q.dtype}; cast them to one dtype")
-    if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(
-            f"k and v need equally many heads, a divisor of q's {q.shape[1]}; got {k.shape[1]} and {v.shape[1]}"
-        )
-    if q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k need equal head sizes, got {q.shape[3]} and {k.shape[3]}")

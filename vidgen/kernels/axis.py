@@ -8,6 +8,8 @@ window is written as a union of comparisons instead.
 from dataclasses import dataclass
 from typing import Any
 
+AXES = ("time", "height", "width")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AxisRule:

@@ -1,15 +1,20 @@
 """Masks built once per (spec, device) and kept for reuse, in caches of bounded size."""
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from vidgen.kernels.blocks import FULL, PARTIAL, block_map
 from vidgen.kernels.spec import AttentionSpec
+from vidgen.kernels.tiling import Tiling
 
 # A model alternates between a handful of patterns; a mask of 16k tokens is 256 MB, so more entries would cost memory.
 CACHED_MASKS = 8
+# Tokens in a block of FlexAttention.
+FLEX_BLOCK = 128
 
 
 @lru_cache(maxsize=CACHED_MASKS)
@@ -29,6 +34,27 @@ def dense_mask(spec: AttentionSpec, device: torch.device) -> Tensor:
 @lru_cache(maxsize=CACHED_MASKS)
 def block_mask(spec: AttentionSpec, device: torch.device) -> BlockMask:
     """FlexAttention's block lists of the spec."""
-    return create_block_mask(
-        spec.mask_mod(), B=None, H=None, Q_LEN=spec.num_queries, KV_LEN=spec.num_keys, device=str(device)
-    )
+    if spec.prefix or torch.compiler.is_compiling():
+        # A prefix shifts the grid against the blocks, and interval arithmetic has shapes that no graph can hold.
+        return create_block_mask(
+            spec.mask_mod(),
+            B=None,
+            H=None,
+            Q_LEN=spec.num_queries,
+            KV_LEN=spec.num_keys,
+            device=str(device),
+            BLOCK_SIZE=FLEX_BLOCK,
+        )
+    runs = Tiling(block=FLEX_BLOCK)
+    seen = block_map(spec, runs, runs).to(device)
+    return to_block_mask(seen, spec.mask_mod(), FLEX_BLOCK, lengths=(spec.num_queries, spec.num_keys))
+
+
+def to_block_mask(seen: Tensor, mask_mod: Callable[..., Tensor], block: int, *, lengths: tuple[int, int]) -> BlockMask:
+    """A map of blocks (`vidgen.kernels.blocks.block_map`) as FlexAttention takes it, for so many queries and keys."""
+    lists = []
+    for level in (PARTIAL, FULL):
+        members = (seen == level)[None, None]
+        # a stable sort of "not a member" puts the members first, in order
+        lists += [members.sum(dim=-1).int(), (~members).byte().argsort(dim=-1, stable=True).int()]
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=block, mask_mod=mask_mod, seq_lengths=lengths)

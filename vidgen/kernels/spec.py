@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from vidgen.kernels.axis import AxisRule
+from vidgen.kernels.axis import AXES, AxisRule
+from vidgen.kernels.checks import check_spec, check_tiles, check_triple
 
 Triple = tuple[int, int, int]
 Window = tuple[int, int] | None
@@ -15,8 +16,6 @@ PrefixMode = Literal["bidir", "self", "causal", "kv_only"]
 Edge = Literal["shrink", "clamp"]
 
 Item = TypeVar("Item")
-
-AXES = ("time", "height", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,69 +57,7 @@ class AttentionSpec:
     """Frames in the key grid; None = grid[0]."""
 
     def __post_init__(self) -> None:
-        for name in ("grid", "granularity", "dilation"):
-            _check_triple(name, getattr(self, name), smallest=1)
-        _check_triple("shift", self.shift, smallest=0)
-        if not isinstance(self.window, tuple) or len(self.window) != 3:
-            raise ValueError(f"window must be a tuple of three entries (time, height, width), got {self.window!r}")
-        for axis, window in zip(AXES, self.window, strict=True):
-            if window is not None and not (isinstance(window, tuple) and len(window) == 2 and min(window) >= 0):
-                raise ValueError(f"window along {axis} must be None or (left, right) with both >= 0, got {window!r}")
-        if not isinstance(self.causal, tuple) or len(self.causal) != 3:
-            raise ValueError(f"causal must be a tuple of three booleans, got {self.causal!r}")
-        _check_choice("edge", self.edge, ("shrink", "clamp"))
-        _check_choice("prefix_mode", self.prefix_mode, ("bidir", "self", "causal", "kv_only"))
-        for name, smallest in (("causal_group", 1), ("prefix", 0), ("sink_frames", 0), ("q_frame_offset", 0)):
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
-        self._check_time()
-        for axis in range(3):
-            self._check_axis(axis)
-        if self.sink_frames and self.window == (None, None, None) and self.dilation == (1, 1, 1):
-            raise ValueError(f"sink_frames {self.sink_frames} does nothing without a window; give a window or use 0")
-
-    def _check_time(self) -> None:
-        frames, last = self.grid[0], self.q_frame_offset + self.grid[0]
-        if self.kv_frames is None and self.q_frame_offset:
-            raise ValueError(f"q_frame_offset {self.q_frame_offset} needs kv_frames; give kv_frames={last} or more")
-        if self.kv_frames is not None and self.kv_frames < last:
-            raise ValueError(
-                f"kv_frames {self.kv_frames} ends before the last query frame (offset {self.q_frame_offset} + {frames} "
-                f"frames); give kv_frames={last} or more"
-            )
-        if self.causal_group > 1 and not self.causal[0]:
-            raise ValueError(f"causal_group {self.causal_group} needs causal time; set causal=(True, …) or use 1")
-        if self.causal[0] and self.prefix and self.prefix_mode == "bidir":
-            raise ValueError(
-                'prefix_mode "bidir" with causal time lets the text carry later frames to earlier ones in the next '
-                'layer; use "self", "causal" or "kv_only"'
-            )
-
-    def _check_axis(self, axis: int) -> None:
-        rule, name = self.axis(axis), AXES[axis]
-        if self.shift[axis] >= rule.granularity:
-            raise ValueError(
-                f"shift {self.shift[axis]} along {name} must be smaller than the granularity {rule.granularity}; "
-                f"use {self.shift[axis] % rule.granularity}"
-            )
-        if rule.window is None:
-            if rule.granularity > 1:
-                raise ValueError(
-                    f"granularity {rule.granularity} along {name} does nothing without a window; give a window or use 1"
-                )
-            return
-        if self.shift[axis] and self.edge == "clamp":
-            raise ValueError(f'shift along {name} leaves short groups at the borders; use edge="shrink"')
-        if rule.causal and rule.window[1] and self.causal_group == 1:
-            raise ValueError(
-                f"window {rule.window} along the causal axis {name} reaches into the future; use ({rule.window[0]}, 0)"
-            )
-        shortest_class = rule.size // rule.dilation
-        if rule.clamped and rule.width > shortest_class:
-            raise ValueError(
-                f"window along {name} holds {rule.width} positions, more than the {shortest_class} that the grid has "
-                f'(size {rule.size}, dilation {rule.dilation}); use at most {shortest_class} or edge="shrink"'
-            )
+        check_spec(self)
 
     # ------------------------------------------------------------------------------------------------ constructors
 
@@ -152,13 +89,23 @@ class AttentionSpec:
 
     @classmethod
     def swin3d(cls, grid: Triple, window: Triple, *, shifted: bool = False, prefix: int = 0) -> "AttentionSpec":
-        """Separate windows (Video Swin); shifted by half a window, with ragged windows at the borders as in SeedVR.
+        """Separate windows (Video Swin, arXiv 2106.13230), with `shifted` moved by half a window, rounded down.
 
-        An axis no longer than its window is one window and is not shifted.
+        Windows at the borders are as large as the border leaves them (SeedVR, arXiv 2501.01320): nothing wraps around
+        and nothing is padded, so any grid will do. An axis no longer than its window is one window and is not shifted.
         """
-        _check_triple("window", window, smallest=1)
+        check_triple("window", window, smallest=1)
         shift = _each_axis(lambda axis: window[axis] // 2 if shifted and window[axis] < grid[axis] else 0)
         return cls(grid=grid, window=((0, 0), (0, 0), (0, 0)), granularity=window, shift=shift, prefix=prefix)
+
+    @classmethod
+    def swapped_window(cls, grid: Triple, window: Triple, *, shifted: bool = False) -> "AttentionSpec":
+        """Separate windows between two streams on one grid (VideoFactory's swapped attention, arXiv 2305.10874).
+
+        Give `attention3d` the queries of one stream and the keys and values of the other; layers take turns in which.
+        The pattern is that of `swin3d`, but a query finds no key of its own stream.
+        """
+        return cls.swin3d(grid, window, shifted=shifted)
 
     @classmethod
     def neighborhood(
@@ -209,15 +156,7 @@ class AttentionSpec:
         `window` is in tokens, an odd number of tiles along each axis. With edge "clamp" every query sees equally many
         keys, which needs a grid of whole tiles; "shrink" takes any grid.
         """
-        _check_triple("tile", tile, smallest=1)
-        for name, length, size, step in zip(AXES, grid, window, tile, strict=True):
-            if size % (2 * step) != step:
-                nearest = max(1, round((size / step - 1) / 2) * 2 + 1) * step
-                raise ValueError(f"window {size} along {name} must be an odd number of tiles of {step}; use {nearest}")
-            if edge == "clamp" and length % step:
-                raise ValueError(
-                    f'grid {length} along {name} is not a whole number of tiles of {step}; use edge="shrink"'
-                )
+        check_tiles(grid, window, tile, edge)
         reach = _each_axis(lambda axis: window[axis] // tile[axis] // 2 * tile[axis])
         sides = _each_axis(lambda axis: (reach[axis], reach[axis]))
         return cls(grid=grid, window=sides, granularity=tile, edge=edge, prefix=prefix)
@@ -484,16 +423,3 @@ def _sides(size: int | None, causal: bool) -> Window:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _check_triple(name: str, value: Any, *, smallest: int) -> None:
-    if not isinstance(value, tuple) or len(value) != 3 or not all(isinstance(size, int) for size in value):
-        raise ValueError(f"{name} must be a tuple of three integers (time, height, width), got {value!r}")
-    for axis, size in zip(AXES, value, strict=True):
-        if size < smallest:
-            raise ValueError(f"{name} along {axis} must be at least {smallest}, got {size}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

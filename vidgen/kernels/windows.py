@@ -6,8 +6,8 @@ from itertools import product
 
 import torch
 
-from vidgen.kernels.axis import AxisRule
-from vidgen.kernels.spec import AXES, AttentionSpec, Triple
+from vidgen.kernels.axis import AXES, AxisRule
+from vidgen.kernels.spec import AttentionSpec, Triple
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidgen.nn.norms import ActivatedChannelNorm
+
 
 class StreamCache:
     """State of one stream between two blocks: the last input frames of every causal layer.
@@ -38,11 +40,19 @@ class StreamCache:
             at_start: frames needed before the first frame of the stream; that frame is repeated.
             between: frames of a block that the next block needs.
         """
-        before = self._frames.pop(layer, None)
+        before = self.before(layer)
         x = repeat_first_frame(x, at_start) if before is None else torch.cat([before, x], dim=2)
+        self.keep(layer, x, between)
+        return x
+
+    def before(self, layer: nn.Module) -> Tensor | None:
+        """Take out the frames that the last block left for `layer`; None at the start of the stream."""
+        return self._frames.pop(layer, None)
+
+    def keep(self, layer: nn.Module, x: Tensor, between: int) -> None:
+        """Leave the last `between` frames of `b c t h w` for the next block, if there is one."""
         if not self.final and between > 0:
             self._frames[layer] = x[:, :, -between:].clone()
-        return x
 
     def num_bytes(self) -> int:
         return sum(frames.numel() * frames.element_size() for frames in self._frames.values())
@@ -85,6 +95,13 @@ class CausalConv3d(nn.Module):
         if cache is None:
             return self.conv(repeat_first_frame(x, self.at_start))
         return self.conv(cache.extend(self, x, at_start=self.at_start, between=self.between))
+
+    def after(self, norm: ActivatedChannelNorm, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """`self(norm(x), cache)`, the result of the norm written straight behind the frames of the cache."""
+        x = norm(x, None if cache is None else cache.before(self), at_start=self.at_start)
+        if cache is not None:
+            cache.keep(self, x, self.between)
+        return self.conv(x)
 
 
 class Downsample(nn.Module):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vidgen.kernels.ops.qk_norm_rope import rotate as rotate
 from vidgen.latents import NO_PLACE
 
 BASE = (
@@ -56,10 +57,3 @@ def rotary(places: Tensor, head_channels: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines `n head_channels/2` for `rotate` (Su et al. 2021, one share of the channels per axis)."""
     angle = angles(places, head_channels)
     return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate channel i of `b h n d` against channel i + d/2."""
-    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)

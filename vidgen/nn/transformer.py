@@ -7,9 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidgen.kernels import AttentionSpec, attention3d
-from vidgen.nn.norms import RMSNorm
-from vidgen.nn.positions import rotate
+from vidgen.kernels import AttentionSpec, attention3d, gated_residual, modulate
+from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -48,13 +47,13 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = RMSNorm(width // heads)
-        self.norm_k = RMSNorm(width // heads)
+        self.norm_q = RotaryRMSNorm(width // heads)
+        self.norm_k = RotaryRMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: KeyValueCache | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = rotate(self.norm_q(q).to(v.dtype), *turns), rotate(self.norm_k(k).to(v.dtype), *turns)
+        q, k = self.norm_q(q, *turns), self.norm_k(k, *turns)
         if cache is not None:
             k, v = cache.append(k, v)
         attended = attention3d(q, k, v, pattern)
@@ -133,11 +132,9 @@ class ModulatedBlock(nn.Module):
     def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.zeros(6, width))
-        self.norm_attn = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm_cross = RMSNorm(width)
         self.cross_attn = CrossAttention(width, heads)
-        self.norm_ff = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.ff = FeedForward(width, expansion=expansion)
 
     def forward(
@@ -152,6 +149,6 @@ class ModulatedBlock(nn.Module):
         """`modulation`: `b n 6 d`, or `b 1 6 d` where all tokens have the same noise level."""
         x = hidden_states
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.modulation).unbind(dim=2)
-        x = x + gate_1 * self.attn(self.norm_attn(x) * (1 + scale_1) + shift_1, pattern, turns)
+        x = gated_residual(x, self.attn(modulate(x, shift_1, scale_1), pattern, turns), gate_1)
         x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
-        return x + gate_2 * self.ff(self.norm_ff(x) * (1 + scale_2) + shift_2)
+        return gated_residual(x, self.ff(modulate(x, shift_2, scale_2)), gate_2)

@@ -328,17 +328,14 @@ class VideoPipeline(DiffusionPipeline):
         if not spec.discrete:
             return Latents(tokens, None, size, spec)
         bring_onto_device(self.video_tokenizer)
-        ids = tokens if not tokens.is_floating_point() else self.video_tokenizer.ids_from_reals(tokens)
-        return Latents(self.video_tokenizer.reals_from_ids(ids), ids, size, spec)
+        ids = tokens if not tokens.is_floating_point() else self.video_tokenizer.ids_from_reals(tokens, size)
+        return Latents(self.video_tokenizer.reals_from_ids(ids, size), ids, size, spec)
 
     def decode_stream(self, latents: Latents) -> Iterator[Tensor]:
         """Video chunks `b 3 t h w` in [-1, 1] in order, in constant memory where the tokenizer streams."""
         bring_onto_device(self.video_tokenizer)
         latents = latents.to(self._execution_device, self.video_tokenizer.dtype)
-        if self.video_tokenizer.spec.streamable:
-            yield from self.video_tokenizer.decode_stream([latents])
-        else:
-            yield self.video_tokenizer.decode(latents)
+        yield from self.video_tokenizer.decode_chunks([latents])
 
     @torch.no_grad()
     def decode(self, latents: Latents, output_type: str = "pil", known: tuple[Tensor, Tensor] | None = None) -> Frames:

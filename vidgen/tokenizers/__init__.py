@@ -2,7 +2,35 @@
 
 from vidgen.tokenizers.base import Critic, Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
+from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
+from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
+from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
+from vidgen.tokenizers.holistic import HolisticTokenizer
+from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
+from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
 
-TOKENIZERS = (CausalConvTokenizer,)
+TOKENIZERS = (
+    CausalConvTokenizer,
+    CoordinatePlanesTokenizer,
+    FactorisedViTTokenizer,
+    FrameCausalViTTokenizer,
+    HolisticTokenizer,
+    KeyframeMotionTokenizer,
+    StructureDynamicsTokenizer,
+    TubeletViTTokenizer,
+)
 
-__all__ = ["TOKENIZERS", "CausalConvTokenizer", "Critic", "Tokenizer"]
+__all__ = [
+    "TOKENIZERS",
+    "CausalConvTokenizer",
+    "CoordinatePlanesTokenizer",
+    "Critic",
+    "FactorisedViTTokenizer",
+    "FrameCausalViTTokenizer",
+    "HolisticTokenizer",
+    "KeyframeMotionTokenizer",
+    "StructureDynamicsTokenizer",
+    "Tokenizer",
+    "TubeletViTTokenizer",
+]

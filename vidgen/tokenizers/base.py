@@ -1,7 +1,7 @@
 """The interface of every tokenizer: video in, `Latents` out, and back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -9,18 +9,22 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from vidgen.latents import Latents, LatentSpec
+from vidgen.latents import Latents, LatentSpec, VideoSize
 from vidgen.nn.random import Generators
+from vidgen.tokenizers.losses import absolute_error, squared_error
+
+PixelTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
+"""Original and reconstruction -> weighted pixel errors: what a tokenizer takes when nobody says otherwise."""
 
 
 class Critic(Protocol):
-    """Judges a reconstruction beyond its pixel error; owned by training (perceptual distance, discriminator)."""
+    """Judges a reconstruction; owned by training (pixel errors, perceptual distance, discriminators)."""
 
-    def __call__(self, real: Tensor, fake: Tensor, *, pixel_loss: Tensor, last_layer: Tensor) -> dict[str, Tensor]:
-        """Weighted loss terms for videos `b 3 t h w` in [-1, 1].
+    def __call__(self, real: Tensor, fake: Tensor, *, own: PixelTerms, last_layer: Tensor) -> dict[str, Tensor]:
+        """All weighted loss terms of the reconstruction `fake` of `real`, videos `b 3 t h w` in [-1, 1].
 
-        `pixel_loss` and `last_layer` (a weight of the decoder) let an adversarial term balance its gradient
-        (VQGAN, arXiv 2012.09841, equation 7).
+        `own` is what the tokenizer would take by itself, for a critic to use or to replace. `last_layer` (a weight of
+        the decoder) lets an adversarial term balance its gradient (VQGAN, arXiv 2012.09841, equation 7).
         """
         ...
 
@@ -67,6 +71,17 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
         """Video chunks of latents that come in chunks of any lengths, in constant memory."""
         raise ValueError(f"{type(self).__name__} sees the whole clip at once (spec.streamable is False); use decode")
 
+    def encode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
+        """Latents of a video in chunks `b 3 t h w`: a stream where the tokenizer streams, else all at once."""
+        if self.spec.streamable:
+            yield from self.encode_stream(chunks)
+        elif held := list(chunks):
+            yield self.encode(torch.cat(held, dim=2))
+
+    def decode_chunks(self, chunks: Iterable[Latents]) -> Iterator[Tensor]:
+        """Video chunks of what `encode_chunks` gave."""
+        return iter(self.decode_stream(chunks)) if self.spec.streamable else map(self.decode, chunks)
+
     @abstractmethod
     def training_losses(
         self, video: Tensor, *, generators: Generators, critic: Critic | None = None
@@ -74,12 +89,15 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
         """Weighted terms whose sum is to be minimised; each tokenizer knows its own training."""
 
     @abstractmethod
-    def reals_from_ids(self, ids: Tensor) -> Tensor:
-        """`b n q -> b n c`: standardised tokens of ids."""
+    def reals_from_ids(self, ids: Tensor, size: VideoSize | None = None) -> Tensor:
+        """`b n q -> b n c`: standardised tokens of ids.
+
+        `size` is that of their video; only specs of several parts need it, to know which token is of which part.
+        """
 
     @abstractmethod
-    def ids_from_reals(self, tokens: Tensor) -> Tensor:
-        """`b n c -> b n q`: ids of the codes nearest to standardised tokens."""
+    def ids_from_reals(self, tokens: Tensor, size: VideoSize | None = None) -> Tensor:
+        """`b n c -> b n q`: ids of the codes nearest to standardised tokens; `size` as above."""
 
     def standardise(self, vectors: Tensor) -> Tensor:
         return (vectors - self.latent_mean.to(vectors.dtype)) / self.latent_std.to(vectors.dtype)
@@ -102,6 +120,30 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
         deviation = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(deviation.clamp(min=1e-4))
+
+
+def check_video(video: Tensor) -> None:
+    """ValueError unless `video` is a video as tokenizers take it."""
+    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(f"expected a video of shape b 3 t h w with at least one frame, got {tuple(video.shape)}")
+    if not video.is_floating_point():
+        raise ValueError(f"expected a video of floats in [-1, 1], got {video.dtype}; divide bytes by 127.5, subtract 1")
+
+
+def reconstruction_losses(
+    video: Tensor, reconstruction: Tensor, *, squared_weight: float, critic: Critic | None, last_layer: Tensor
+) -> dict[str, Tensor]:
+    """What every trunk minimises between two videos `b 3 t h w`: pixel errors, or the critic's terms.
+
+    `squared_weight` is that of the squared error beside the absolute one.
+    """
+
+    def own(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        return {"l1": absolute_error(fake, real), "l2": squared_weight * squared_error(fake, real)}
+
+    if critic is None:
+        return own(video, reconstruction)
+    return critic(video, reconstruction, own=own, last_layer=last_layer)
 
 
 def last_layer_of(module: nn.Module) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Literal
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class PatchNorm(nn.GroupNorm):
@@ -47,14 +46,30 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """`b 3 t h w` in [-1, 1] -> logits `b 1 t' h' w'`."""
+        return self.features(video)[-1]
+
+    def features(self, video: Tensor) -> list[Tensor]:
+        """What the layers make of a video, `b c t h w` each from fine to coarse; the logits come last."""
         if min(video.shape[-2:]) < self.smallest_side:
             raise ValueError(
                 f"the discriminator needs frames of at least {self.smallest_side} pixels a side, got "
                 f"{video.shape[-2]}x{video.shape[-1]}; train on larger frames or set adversarial_weight to 0"
             )
-        return self.stages(video)
+        found, x = [], video
+        for stage in self.stages:
+            x = stage(x)
+            if isinstance(stage, nn.LeakyReLU):
+                found.append(x)
+        return [*found, x]
 
 
-def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Loss of the discriminator (Lim & Ye 2017, arXiv 1705.02894)."""
-    return 0.5 * (F.relu(1.0 - real_logits.float()).mean() + F.relu(1.0 + fake_logits.float()).mean())
+class DiscriminatorPanel(nn.Module):
+    """Several discriminators that judge the same video, e.g. its frames and its motion (OmniTokenizer: 2D and 3D)."""
+
+    def __init__(self, *judges: PatchDiscriminator) -> None:
+        super().__init__()
+        self.judges = nn.ModuleList(judges)
+
+    def forward(self, video: Tensor) -> list[list[Tensor]]:
+        """`features` of each judge."""
+        return [judge.features(video) for judge in self.judges if isinstance(judge, PatchDiscriminator)]

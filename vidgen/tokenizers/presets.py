@@ -5,6 +5,13 @@ from typing import Any
 
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
+from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
+from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
+from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
+from vidgen.tokenizers.holistic import HolisticTokenizer
+from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
+from vidgen.tokenizers.tubelet_vit import SIZES, TubeletViTTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,18 @@ SHAPES = {
 BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "decoder_depth": 3}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
 
+TINY_FACTORISED = {"width": 16, "heads": 2, "windows": (0, 2), "time_layers": 1, "past": 3, "block_frames": 8}
+TINY_TUBELET = {"encoder": (16, 1, 2), "decoder": (24, 2, 2)}
+TINY_HOLISTIC = {
+    "train_size": (8, 16, 16),
+    "width": 16,
+    "heads": 2,
+    "layers": 1,
+    "prior_width": 16,
+    "prior_heads": 2,
+    "prior_layers": 1,
+}
+
 TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "shapes-fsq": causal_conv(
         "1,000 codes at 4×8×8 for the shapes world",
@@ -85,11 +104,174 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_options={"channels": 16, "weight": 1e-6},
         **BASE,
     ),
+    "base-ae": causal_conv(
+        "16 real channels at 4×8×8 for real video, without noise or prior (Cosmos' kind)",
+        bottleneck_type="ae",
+        bottleneck_options={"channels": 16},
+        **BASE,
+    ),
+    "base-simvq": causal_conv(
+        "65,536 codes that move together at 4×8×8 for real video",
+        bottleneck_type="simvq",
+        bottleneck_options={"codes": 65536, "channels": 8},
+        **BASE,
+    ),
+    "base-stochastic-vq": causal_conv(
+        "8,192 codes drawn by similarity in training at 4×8×8 for real video (LARP's quantizer)",
+        bottleneck_type="stochastic-vq",
+        bottleneck_options={"codes": 8192, "channels": 16},
+        **BASE,
+    ),
+    "base-joint-vq": causal_conv(
+        "32,768 pairs of a semantic and a pixel code at 4×8×8 for real video (TokenFlow's quantizer)",
+        bottleneck_type="joint-vq",
+        bottleneck_options={"codes": 32768, "semantic_channels": 32, "pixel_channels": 8},
+        **BASE,
+    ),
+    "base-lfq": causal_conv(
+        "2^18 codes, the signs of 18 channels, at 4×8×8 for real video (MAGVIT-v2's quantizer)",
+        bottleneck_type="lfq",
+        bottleneck_options={"bits": 18},
+        **BASE,
+    ),
+    "base-bsq": causal_conv(
+        "2^18 codes on the unit sphere at 4×8×8 for real video (BSQ-ViT's quantizer)",
+        bottleneck_type="bsq",
+        bottleneck_options={"bits": 18},
+        **BASE,
+    ),
+    "base-residual-vq": causal_conv(
+        "4 ids of 2,048 codes a token, coarse to fine, at 4×8×8 for real video",
+        bottleneck_type="residual",
+        bottleneck_options={
+            "inner": "vq",
+            "options": {"codes": 2048, "channels": 8, "cosine": False},
+            "count": 4,
+            "dropout": 0.25,
+        },
+        **BASE,
+    ),
+    "base-residual-fsq": causal_conv(
+        "4 ids of 1,000 codes a token, coarse to fine, at 4×8×8 for real video",
+        bottleneck_type="residual",
+        bottleneck_options={"inner": "fsq", "options": {"levels": [8, 5, 5, 5]}, "count": 4, "dropout": 0.25},
+        **BASE,
+    ),
+    "base-product-vq": causal_conv(
+        "2 ids of 8,192 codes a token, side by side, at 4×8×8 for real video (FQGAN's quantizer)",
+        bottleneck_type="product",
+        bottleneck_options={
+            "inner": "vq",
+            "options": {"codes": 8192, "channels": 8},
+            "count": 2,
+            "disentangle": 0.1,
+        },
+        **BASE,
+    ),
     "deep-kl": causal_conv(
         "16 real channels at 8×16×16 for real video (Step-Video's ratio)",
         bottleneck_type="kl",
         bottleneck_options={"channels": 16, "weight": 1e-6},
         small_widths=4,
         **DEEP,
+    ),
+    "omnitokenizer-vq": TokenizerPreset(
+        about="8,192 codes at 4×8×8, attention in space and causal in time (OmniTokenizer)",
+        model=FactorisedViTTokenizer,
+        config={"bottleneck_type": "vq", "bottleneck_options": {"codes": 8192, "channels": 8}},
+        small=TINY_FACTORISED,
+    ),
+    "omnitokenizer-kl": TokenizerPreset(
+        about="8 real channels at 4×8×8, attention in space and causal in time (OmniTokenizer)",
+        model=FactorisedViTTokenizer,
+        config={"bottleneck_type": "kl", "bottleneck_options": {"channels": 8, "weight": 1e-6}},
+        small=TINY_FACTORISED,
+    ),
+    "c-vivit": TokenizerPreset(
+        about="8,192 codes at 2×8×8, attention in space and causal in time (Phenaki's C-ViViT)",
+        model=FactorisedViTTokenizer,
+        config={
+            "bottleneck_type": "vq",
+            "bottleneck_options": {"codes": 8192, "channels": 32},
+            "stride": (2, 8, 8),
+            "windows": (0, 0, 0, 0),
+        },
+        small={**TINY_FACTORISED, "windows": (0,)},
+    ),
+    "bsq-vit": TokenizerPreset(
+        about="2^18 codes at 1×8×8, frame-block-causal attention (BSQ-ViT)",
+        model=FrameCausalViTTokenizer,
+        config={"bottleneck_type": "bsq", "bottleneck_options": {"bits": 18}},
+        small={"width": 32, "heads": 2, "layers": 2, "past": 3, "block_frames": 4},
+    ),
+    "bsq-vit-36": TokenizerPreset(
+        about="two ids of 2^18 codes at 1×8×8, frame-block-causal attention (BSQ-ViT, 36 bits)",
+        model=FrameCausalViTTokenizer,
+        config={"bottleneck_type": "bsq", "bottleneck_options": {"bits": 36, "groups": 2}},
+        small={"width": 32, "heads": 2, "layers": 2, "past": 3, "block_frames": 4},
+    ),
+    "vitok-s-b": TokenizerPreset(
+        about="16 real channels at 4×8×8, small encoder, base decoder, whole clips (ViTok S-B/4x8)",
+        model=TubeletViTTokenizer,
+        config={"bottleneck_options": {"channels": 16, "weight": 1e-3}, "encoder": SIZES["S"], "decoder": SIZES["B"]},
+        small=TINY_TUBELET,
+    ),
+    "vitok-s-l": TokenizerPreset(
+        about="16 real channels at 4×8×8, small encoder, large decoder, chunks of 16 frames (ViTok S-L/4x8)",
+        model=TubeletViTTokenizer,
+        config={
+            "bottleneck_options": {"channels": 16, "weight": 1e-3},
+            "encoder": SIZES["S"],
+            "decoder": SIZES["L"],
+            "block_frames": 16,
+        },
+        small={**TINY_TUBELET, "block_frames": 8},
+    ),
+    "larp": TokenizerPreset(
+        about="1,024 tokens of 8,192 codes a clip, in an order that a small prior finds easy (LARP-L-long)",
+        model=HolisticTokenizer,
+        config={"bottleneck_type": "stochastic-vq", "bottleneck_options": {"codes": 8192, "channels": 16}},
+        small=TINY_HOLISTIC,
+    ),
+    "one-d-piece": TokenizerPreset(
+        about="256 tokens of 4,096 codes a clip, any prefix of which decodes (One-D-Piece's tail drop)",
+        model=HolisticTokenizer,
+        config={
+            "bottleneck_type": "vq",
+            "bottleneck_options": {"codes": 4096, "channels": 12},
+            "queries": 256,
+            "tail_drop": True,
+            "prior_weight": 0.0,
+        },
+        small=TINY_HOLISTIC,
+    ),
+    "coordtok": TokenizerPreset(
+        about="three planes of 8 real channels, 1,280 tokens for 128×128×128 pixels (CoordTok)",
+        model=CoordinatePlanesTokenizer,
+        config={"bottleneck_type": "ae", "bottleneck_options": {"channels": 8}},
+        small={
+            "width": 32,
+            "heads": 2,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "patch_layers": 1,
+            "sampled_patches": 16,
+        },
+    ),
+    "vidtwin": TokenizerPreset(
+        about="structure and dynamics apart, 0.20 % of the numbers of 16×224×224 pixels (VidTwin)",
+        model=StructureDynamicsTokenizer,
+        config={
+            "bottleneck_type": "kl",
+            "bottleneck_options": {"channels": 4, "weight": 1e-6},
+            "dynamics_options": {"channels": 8, "weight": 1e-6},
+        },
+        small={"width": 16, "heads": 2, "layers": 1, "query_layers": 1},
+    ),
+    "video-lavit": TokenizerPreset(
+        about="64,000 codes for every 8th frame, 225 block motions between (Video-LaVIT's kind)",
+        model=KeyframeMotionTokenizer,
+        config={"bottleneck_type": "fsq", "bottleneck_options": {"levels": [8, 8, 8, 5, 5, 5]}},
+        small={"width": 16, "heads": 2, "windows": (0,), "refiner_width": 8, "refiner_layers": 1},
     ),
 }

@@ -9,6 +9,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PerceptualNetwork = Literal["squeezenet", "lpips-alex", "lpips-vgg", "lpips-squeeze"]
+PixelLoss = Literal["own", "l1", "l2", "charbonnier"]
+AdversarialLoss = Literal["hinge", "non-saturating"]
 WORLDS = ("shapes", "digits")
 
 
@@ -111,6 +113,8 @@ class Run:
     """Number format of the forward pass; weights stay fp32. fp16 needs a GPU."""
     ema_decay: float = 0.999
     """Decay of the weights' moving average, which is what is validated and exported; 0 turns it off."""
+    switch_ema_every: int = 0
+    """Steps between copies of the moving average into the trained weights (Switch EMA); 0 for none."""
     seed: int = 0
     """Seed of initial weights, data order and noise."""
     checkpoint_every: int = 500
@@ -136,7 +140,9 @@ class Run:
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every")
-        check_not_negative(self, "validate_every", "sample_every", "workers", "seed")
+        check_not_negative(self, "validate_every", "sample_every", "workers", "seed", "switch_ema_every")
+        if self.switch_ema_every and self.ema_decay == 0:
+            raise ValueError("switch_ema_every needs a moving average, and ema_decay is 0; set --ema-decay 0.999")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.batch_size % self.accumulation:
@@ -159,6 +165,17 @@ class Run:
 class TokenizerRun(Run):
     """Train a video tokenizer."""
 
+    recipe: str | None = None
+    """Published losses by name (vidtok, omnitokenizer, larp, open-sora, wf-vae…): its values take the place of all
+    options that are left at their defaults."""
+    recipe_without: tuple[str, ...] = ()
+    """Options that the recipe leaves alone all the same, e.g. `perceptual_weight` where there are no weights for it."""
+    pixel_loss: PixelLoss = "own"
+    """Error of pixels in place of the tokenizer's own (absolute and squared)."""
+    pixel_weight: float = 1.0
+    """Weight of `pixel_loss`, where that is not `own`; 0 with a teacher alone."""
+    learned_variance: bool = False
+    """Divide pixel and perceptual terms by a learned variance."""
     perceptual_weight: float = 0.0
     """Weight of the perceptual distance; above 0 needs `perceptual_weights`."""
     perceptual_weights: Path | None = None
@@ -169,16 +186,42 @@ class TokenizerRun(Run):
     """Frames a clip whose perceptual distance is taken, drawn anew each step; 0 for all."""
     adversarial_weight: float = 0.0
     """Weight of the adversarial term, on top of its adaptive balance; 0 for no discriminator."""
+    adversarial_loss: AdversarialLoss = "hinge"
+    """Game between tokenizer and discriminator."""
+    adaptive_weight: bool = True
+    """Balance the adversarial term's gradient against that of the pixel and perceptual terms."""
+    adversarial_warmup: int = 0
+    """Steps over which the adversarial weights grow from 0 after `discriminator_start`."""
+    feature_weight: float = 0.0
+    """Weight of the matching of the discriminator's features; needs an adversarial weight above 0."""
+    r1_weight: float = 0.0
+    """Weight of the discriminator's gradient penalty on real clips, taken at every 16th step; 0 for none."""
+    lecam_weight: float = 0.0
+    """Weight that keeps the discriminator's verdicts near the other side's moving average; 0 for none."""
     discriminator_start: int = 2000
     """Step at which the discriminator and the adversarial term begin."""
     discriminator_width: int = 32
     """Channels of the discriminator's first layer."""
-    discriminator_axes: Literal["frames", "video"] = "video"
-    """Judge patches of single frames (2D) or of the video (3D)."""
+    discriminator_layers: int = 3
+    """Halvings of height and width in the discriminator."""
+    discriminator_axes: Literal["frames", "video", "both"] = "video"
+    """Judge patches of single frames (2D), of the video (3D), or both with a discriminator each."""
     discriminator_optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=1e-4, betas=(0.5, 0.9), weight_decay=0.0)
     )
     """Optimiser of the discriminator."""
+    distillation_weight: float = 0.0
+    """Weight of the distance to a teacher's features; needs `train_tokenizer(run, teacher=…)`."""
+    distillation_channels: int = 0
+    """How many of the first channels of a token have to tell the teacher's features; 0 for all."""
+    frame_masking: float = 0.0
+    """Share of a training clip's frames that the tokenizer does not see and has to give back all the same."""
+    image_share: float = 0.0
+    """Share of the training steps whose clips are single frames, drawn at random."""
+    images_until: int = 0
+    """All steps before this one train on single frames: images first, then video."""
+    sides: tuple[int, ...] = ()
+    """Shorter sides, in pixels, that the training clips are scaled down to, one drawn each step; () leaves them."""
     fit_statistics: bool = True
     """Measure the latents' mean and deviation at export; off keeps those of `init_from`, which its generators need."""
     statistics_clips: int = 64
@@ -187,13 +230,29 @@ class TokenizerRun(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "perceptual_weight", "perceptual_frames", "adversarial_weight", "discriminator_start")
-        check_positive(self, "discriminator_width", "statistics_clips")
+        check_not_negative(self, "pixel_weight", "adversarial_warmup", "feature_weight", "r1_weight", "lecam_weight")
+        check_not_negative(self, "distillation_weight", "distillation_channels", "frame_masking", "image_share")
+        check_not_negative(self, "images_until")
+        check_positive(self, "discriminator_width", "discriminator_layers", "statistics_clips")
+        for name in ("frame_masking", "image_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.adversarial_weight == 0:
+            for name in ("feature_weight", "r1_weight", "lecam_weight"):
+                if getattr(self, name) > 0:
+                    raise ValueError(f"{name} is a matter of the discriminator; set --adversarial-weight above 0")
+        smallest = min(self.data.height, self.data.width)
+        if self.sides and not 1 <= min(self.sides) <= max(self.sides) <= smallest:
+            raise ValueError(
+                f"sides {self.sides} must be at most the clips' shorter side, {smallest}: clips are only scaled down; "
+                "raise --height and --width"
+            )
         if self.perceptual_weight > 0 and self.perceptual_weights is None:
             raise ValueError(
                 f"perceptual_weight {self.perceptual_weight} needs the weights of an image network: "
                 "give their file (--perceptual-weights FILE --perceptual-network NAME) or set --perceptual-weight 0"
             )
-        if self.perceptual_weights is not None and self.perceptual_weight == 0:
+        if self.perceptual_weights is not None and self.perceptual_weight == 0 and self.recipe is None:
             raise ValueError("perceptual_weights were given, but perceptual_weight is 0; set --perceptual-weight 1")
 
 

@@ -26,6 +26,11 @@ class MovingAverage:
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
         self.updates += 1
 
+    @torch.no_grad()
+    def switch(self) -> None:
+        """Training goes on from the averages (Switch EMA, arXiv 2402.09240)."""
+        torch._foreach_copy_([weight.detach() for weight in self.parameters.values()], list(self.averages.values()))
+
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Inside, the module has the averages as its parameters."""

@@ -56,7 +56,7 @@ class GeneratorStep(TrainingStep):
             if "video" in batch:
                 return tokenizer.encode(batch["video"])
             ids = batch.get("ids")
-            tokens = batch["tokens"] if ids is None else tokenizer.reals_from_ids(ids)
+            tokens = batch["tokens"] if ids is None else tokenizer.reals_from_ids(ids, batch["size"])
             return Latents(tokens, ids, batch["size"], tokenizer.spec, batch.get("length"))
 
     def condition(self, batch: Batch) -> Condition:

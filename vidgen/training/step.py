@@ -55,6 +55,10 @@ class TrainingStep(nn.Module, ABC):
     def evaluate(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         """Loss terms of a validation batch, without gradients; their sum chooses the best checkpoint."""
 
+    def measures(self) -> dict[str, float]:
+        """What the steps since the last call say about the model's health, for the log and the monitor."""
+        return {}
+
     @abstractmethod
     def samples(self, batch: Batch, generators: Generators) -> Tensor:
         """Videos `b 3 t h w` in [-1, 1] that show a person how training goes."""

@@ -1,6 +1,6 @@
 """`train_tokenizer`: from a `TokenizerRun` to a trained tokenizer on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -8,28 +8,34 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidgen.tokenizers.base import Tokenizer
-from vidgen.tokenizers.discriminator import PatchDiscriminator
+from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
+from vidgen.tokenizers.losses import LearnedVariance
 from vidgen.training.clips import collate, training_clips, validation_clips
 from vidgen.training.config import TokenizerRun
-from vidgen.training.critic import ReconstructionCritic, load_perceptual
+from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic, load_perceptual
+from vidgen.training.curriculum import Curriculum
+from vidgen.training.distillation import Distillation, Teacher
 from vidgen.training.models import fresh_tokenizer
 from vidgen.training.order import seed_of
+from vidgen.training.recipes import with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
 from vidgen.training.trainer import Opponent, Trainer, build_accelerator
 
 INITIAL_WEIGHTS, INITIAL_DISCRIMINATOR = 21, 22
 
 
-def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None) -> Path:
+def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, teacher: Teacher | None = None) -> Path:
     """Train as `run` says; returns the folder of the exported tokenizer (`run.output_dir / "model"`).
 
     Args:
         tokenizer: train this one in place of a fresh `run.preset`.
+        teacher: gives the features that tokens have to tell, with `run.distillation_weight`.
 
     Raises:
         ValueError: what the user can mend, in one line: unknown preset, unusable data, missing weights, a run folder
             that is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
+    run = with_recipe(run)
     accelerator = build_accelerator(run, finds_unused_parameters=False)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if tokenizer is None:
@@ -37,15 +43,23 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None) ->
     clips, held_out = training_clips(run.data), validation_clips(run.data)
     torch.manual_seed(seed_of(run.seed, INITIAL_DISCRIMINATOR))
     critic = build_critic(run)
-    if critic is not None and critic.perceptual is not None:
-        critic.perceptual.to(accelerator.device)
     opponent = None
-    if critic is not None and critic.discriminator is not None:
-        critic.discriminator.to(accelerator.device)
-        opponent = Opponent(critic, run.discriminator_optimiser)
+    if critic is not None:
+        if critic.faithful.perceptual is not None:
+            critic.faithful.perceptual.to(accelerator.device)
+        if critic.adversary is not None:
+            opponent = build_opponent(run, critic, critic.adversary.panel.to(accelerator.device))
     source = clips if held_out is None else held_out
     statistics = StatisticsVideos(source, run.statistics_clips) if run.fit_statistics else None
-    step = TokenizerStep(tokenizer, critic=critic, statistics=statistics)
+    curriculum = Curriculum(seed=run.seed, image_share=run.image_share, images_until=run.images_until, sides=run.sides)
+    step = TokenizerStep(
+        tokenizer,
+        critic=critic,
+        statistics=statistics,
+        curriculum=curriculum,
+        frame_masking=run.frame_masking,
+        distillation=build_distillation(run, tokenizer, teacher, StatisticsVideos(clips, 1)),
+    )
     step.freeze(f"tokenizer.{prefix}" for prefix in run.freeze)
     trainer = Trainer(
         run,
@@ -61,22 +75,65 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None) ->
 
 
 def build_critic(run: TokenizerRun) -> ReconstructionCritic | None:
-    """The critic that the run asks for, None when pixels are all it wants."""
-    if run.perceptual_weight == 0 and run.adversarial_weight == 0:
+    """The critic that the run asks for, None when the tokenizer's own pixel errors are all it wants."""
+    own_errors_suffice = run.pixel_loss == "own" and not run.learned_variance and run.frame_masking == 0
+    if own_errors_suffice and run.perceptual_weight == 0 and run.adversarial_weight == 0:
         return None
     perceptual = None
     if run.perceptual_weights is not None:
         perceptual = load_perceptual(run.perceptual_network, run.perceptual_weights)
-    discriminator = None
-    if run.adversarial_weight > 0:
-        discriminator = PatchDiscriminator(width=run.discriminator_width, axes=run.discriminator_axes)
-    return ReconstructionCritic(
+    faithful = FaithfulTerms(
+        pixels=run.pixel_loss,
+        pixel_weight=run.pixel_weight,
         perceptual=perceptual,
         perceptual_weight=run.perceptual_weight,
         perceptual_frames=run.perceptual_frames,
-        discriminator=discriminator,
-        adversarial_weight=run.adversarial_weight,
+        variance=LearnedVariance() if run.learned_variance else None,
+    )
+    return ReconstructionCritic(faithful, adversary=build_adversary(run) if run.adversarial_weight > 0 else None)
+
+
+def build_adversary(run: TokenizerRun) -> Adversary:
+    """Fresh discriminators, as the run describes them."""
+    axes = ("frames", "video") if run.discriminator_axes == "both" else (run.discriminator_axes,)
+    judges = [PatchDiscriminator(width=run.discriminator_width, layers=run.discriminator_layers, axes=a) for a in axes]
+    return Adversary(
+        DiscriminatorPanel(*judges),
+        loss=run.adversarial_loss,
+        weight=run.adversarial_weight,
+        adaptive=run.adaptive_weight,
+        feature_weight=run.feature_weight,
         start=run.discriminator_start,
+        warmup=run.adversarial_warmup,
+    )
+
+
+def build_opponent(run: TokenizerRun, critic: ReconstructionCritic, panel: DiscriminatorPanel) -> Opponent:
+    step = DiscriminatorStep(
+        panel, loss=run.adversarial_loss, r1_weight=run.r1_weight, lecam_weight=run.lecam_weight
+    ).to(next(panel.parameters()).device)
+    return Opponent(critic, step, run.discriminator_optimiser)
+
+
+def build_distillation(
+    run: TokenizerRun, tokenizer: Tokenizer, teacher: Teacher | None, example: Iterable[Tensor]
+) -> Distillation | None:
+    """The teacher's part; `example` is a clip that says how long its features are."""
+    if (teacher is None) != (run.distillation_weight == 0):
+        raise ValueError(
+            f"a teacher and a weight for it go together; got distillation_weight {run.distillation_weight} and "
+            f"{'no' if teacher is None else 'a'} teacher in train_tokenizer"
+        )
+    if teacher is None:
+        return None
+    with torch.no_grad():
+        features = teacher(next(iter(example))).shape[1]
+    return Distillation(
+        tokenizer,
+        teacher,
+        features=features,
+        weight=run.distillation_weight,
+        channels=run.distillation_channels or None,
     )
 
 

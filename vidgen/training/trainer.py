@@ -21,6 +21,7 @@ from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
 from vidgen.training.config import OptimiserConfig, Run
 from vidgen.training.critic import DiscriminatorStep, ReconstructionCritic
 from vidgen.training.ema import MovingAverage
+from vidgen.training.monitor import TrainingMonitor
 from vidgen.training.order import GLOBAL, DataOrder, MicroBatches, noise_generators, positions_of, seed_of
 from vidgen.training.progress import TrainingProgress
 from vidgen.training.sample_videos import add_video, save_gif
@@ -48,13 +49,11 @@ class TrainingDiverged(ValueError):
 
 
 class Opponent:
-    """The discriminator with its optimiser, trained on the pairs that the critic judged."""
+    """The discriminators with their optimiser, trained on the pairs that the critic judged."""
 
-    def __init__(self, critic: ReconstructionCritic, optimiser: OptimiserConfig) -> None:
-        assert critic.discriminator is not None
-        self.critic, self.config = critic, optimiser
-        self.step = DiscriminatorStep(critic.discriminator)
-        self.optimiser = build_optimiser(self.step, optimiser)
+    def __init__(self, critic: ReconstructionCritic, step: DiscriminatorStep, optimiser: OptimiserConfig) -> None:
+        self.critic, self.step, self.config = critic, step, optimiser
+        self.optimiser = build_optimiser(step, optimiser)
 
 
 class Trainer:
@@ -91,6 +90,7 @@ class Trainer:
         if opponent is not None:
             self.wrapped_opponent: nn.Module = accelerator.prepare(opponent.step)
             opponent.optimiser = accelerator.prepare(opponent.optimiser)
+        self.monitor = TrainingMonitor()
         self.best = math.inf
         self.skips = 0
 
@@ -121,8 +121,11 @@ class Trainer:
                     scalars = {name: float(value) for name, value in losses.items()}
                     clips = progress.report(done, scalars)
                     rate = run.optimiser.learning_rate * rate_at(step, run.optimiser, steps=run.steps)
+                    scalars |= self.bare.measures()
                     self._log({f"train/{name}": value for name, value in scalars.items()}, step=done)
                     self._log({"train/learning_rate": rate, "train/clips_per_second": clips}, step=done)
+                    for warning in self.monitor.observe(done, scalars):
+                        progress.say(warning)
                 if run.sample_every and (done % run.sample_every == 0 or done == run.steps):
                     self._show(done)
                 score = None
@@ -160,9 +163,9 @@ class Trainer:
                 real, fake = self.opponent.critic.judged
                 self.opponent.critic.judged = None
                 with nullcontext() if last else accelerator.no_sync(self.wrapped_opponent):
-                    verdict = self.wrapped_opponent(real, fake)
-                    accelerator.backward(verdict / run.accumulation)
-                add_terms(totals, {"discriminator": verdict}, share=1 / run.accumulation)
+                    verdicts = self.wrapped_opponent(real, fake)
+                    accelerator.backward(torch.stack(list(verdicts.values())).sum() / run.accumulation)
+                add_terms(totals, verdicts, share=1 / run.accumulation)
         limit = run.optimiser.clip_norm or math.inf
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
         totals["gradient_norm"] = torch.as_tensor(norm)
@@ -175,6 +178,8 @@ class Trainer:
             self.opponent.optimiser.step()
             self.opponent.optimiser.zero_grad(set_to_none=True)
         self.average.update()
+        if run.switch_ema_every and (step + 1) % run.switch_ema_every == 0:
+            self.average.switch()
         return totals
 
     def _set_rates(self, step: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vidgen.kernels.backends import flex, matmul, reference, sdpa
+from vidgen.kernels.backends import cuda, flex, halo, matmul, natten, reference, sdpa, triton
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ BACKENDS: dict[str, Backend] = {
         Backend("sdpa_dense", sdpa.dense_unsupported, sdpa.dense_attend),
         Backend("sdpa_reshape", sdpa.reshape_unsupported, sdpa.reshape_attend),
         Backend("matmul", matmul.unsupported, matmul.attend),
+        Backend("halo", halo.unsupported, halo.attend),
+        Backend("triton", triton.unsupported, triton.attend),
+        Backend("cuda", cuda.unsupported, cuda.attend),
         Backend("flex", flex.unsupported, flex.attend),
+        Backend("natten", natten.unsupported, natten.attend),
     )
 }

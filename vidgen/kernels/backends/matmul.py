@@ -1,9 +1,10 @@
 """The backend for training short sequences on a CPU in bf16: plain products and a softmax.
 
 In bf16, forward and backward, PyTorch's fused CPU attention takes 1.6 to 2.1 times as long at 320 tokens of 32
-channels, 1.05 to 2.0 times at 512, and 0.5 to 1.7 times at 1024 (`eval/results/cpu_attention.csv`). The ranges are the
-price of the scores' memory: the gain is small where the C library gives freed blocks back to the system (glibc from
-32 MiB on), and large where it keeps them. In fp32 there is nothing to gain.
+channels, 1.05 to 2.0 times at 512, and 0.5 to 1.7 times at 1024 (`eval/results/attention_cpu_short.csv`). The ranges
+are the price of the scores' memory: the gain is small where the C library gives freed blocks back to the system (glibc
+from 32 MiB on), and large where it keeps them. In fp32 there is nothing to gain. The scores are rounded to bf16, which
+the fused kernel does not do: its error is about half of this one's.
 """
 
 import torch

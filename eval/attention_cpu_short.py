@@ -1,4 +1,4 @@
-"""When does attention by plain products beat the fused call on a CPU? `python eval/cpu_attention.py -o FILE.csv`."""
+"""When do plain products beat the fused attention call on a CPU? `python eval/attention_cpu_short.py -o FILE.csv`."""
 
 import itertools
 import multiprocessing

@@ -1,0 +1,268 @@
+"""Time the fused ops, the linear mixers and token reduction; writes eval/results/ops_DEVICE.csv and .json.
+
+Each op in its plain torch form, that form under torch.compile, and ours; on CUDA in bf16 at the sizes of published
+models (`make gpu`), on CPU in fp32 at small ones, where most ops are their plain form by design. Ratios are within one
+run. The share of copy bandwidth counts each tensor once: what a perfect kernel would have to read and write.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.kernels import binary_entropy_stats, gated_residual, modulate, norm_rope, norm_silu_cache, vq_assign
+from vidgen.kernels.ops.linear_attention import gated_linear_attention
+from vidgen.kernels.ops.modulation import gated_residual_reference, modulate_reference
+from vidgen.kernels.ops.norm_silu import norm_silu_cache_reference
+from vidgen.kernels.ops.qk_norm_rope import norm_rope_reference
+from vidgen.kernels.token_reduction import match
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LONG_ENOUGH = 5.0  # seconds, after which a slow step is not repeated
+FORWARD, BOTH = "forward", "forward_backward"
+
+Step = Callable[..., Tensor]
+Row = dict[str, object]
+
+
+@dataclass
+class Case:
+    """One op at one size.
+
+    Args:
+        forms: name -> the op as a function of `inputs`; the first is what the others are compared with.
+        compiled: also time the first form under torch.compile.
+        traffic: passes over the largest tensor that no kernel can avoid, per direction; empty where work, not memory,
+            is the limit.
+    """
+
+    name: str
+    size: str
+    inputs: list[Tensor]
+    forms: dict[str, Step]
+    compiled: bool = False
+    traffic: dict[str, int] = field(default_factory=dict)
+    directions: tuple[str, ...] = (FORWARD, BOTH)
+
+
+class Timer:
+    """Milliseconds of a call: on CPU the least CPU time, on CUDA the median with a cold L2 cache."""
+
+    def __init__(self, device: torch.device, *, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+
+    def __call__(self, step: Callable[[], object]) -> float:
+        step()
+        if self.device.type == "cuda":
+            from triton.testing import do_bench
+
+            return float(do_bench(step, warmup=25, rep=25 * self.repeats, return_mode="median"))  # pyright: ignore[reportArgumentType]
+        times: list[float] = []
+        while len(times) < self.repeats and sum(times) < LONG_ENOUGH:
+            began = time.process_time()
+            step()
+            times.append(time.process_time() - began)
+        return 1000 * min(times)
+
+
+def both_ways(form: Step, inputs: list[Tensor]) -> Callable[[], object]:
+    """Forward and backward to every input that has a gradient."""
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    incoming = torch.randn_like(form(*inputs))
+    return lambda: torch.autograd.grad(form(*inputs), wanted, incoming)
+
+
+def measured(case: Case, timer: Timer, *, compiling: bool, gigabytes_per_second: float) -> Iterator[Row]:
+    forms = dict(case.forms)
+    if case.compiled and compiling:
+        forms["compiled"] = torch.compile(next(iter(forms.values())), dynamic=False)
+    first: dict[str, float] = {}
+    for form_name, form in forms.items():
+        for direction in case.directions:
+            if direction == FORWARD:
+                with torch.no_grad():
+                    spent = timer(lambda form=form: form(*case.inputs))
+            else:
+                spent = timer(both_ways(form, case.inputs))
+            first.setdefault(direction, spent)
+            share = None
+            if direction in case.traffic:
+                largest = max(tensor.numel() * tensor.element_size() for tensor in case.inputs)
+                share = round(case.traffic[direction] * largest / 1e6 / spent / gigabytes_per_second, 3)
+            yield {
+                "op": case.name,
+                "size": case.size,
+                "form": form_name,
+                "direction": direction,
+                "milliseconds": float(f"{spent:.4g}"),
+                "times_faster": round(first[direction] / spent, 3),
+                "share_of_copy_bandwidth": share,
+            }
+
+
+def copy_bandwidth(timer: Timer, *, megabytes: int) -> float:
+    """GB/s, reading and writing both counted."""
+    source = torch.empty(megabytes * 2**20 // 4, device=timer.device).normal_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / 1e6 / timer(lambda: target.copy_(source))
+
+
+def cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
+    on_gpu = device.type == "cuda" and not tiny
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+
+    def drawn(*shape: int, dtype: torch.dtype = dtype, gradient: bool = True) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype, requires_grad=gradient)
+
+    def sizes(*, gpu: tuple[int, ...], cpu: tuple[int, ...], dry: tuple[int, ...]) -> tuple[int, ...]:
+        return gpu if on_gpu else dry if tiny else cpu
+
+    # Wan-1.3B at 480p: 32,760 tokens, 12 heads of 128
+    heads, tokens, channels = sizes(gpu=(12, 32760, 128), cpu=(4, 4096, 64), dry=(2, 64, 16))
+    angle = drawn(tokens, channels // 2, dtype=torch.float32, gradient=False)
+    turns = (angle.cos(), angle.sin())
+    yield Case(
+        "norm_rope",
+        f"{heads}x{tokens}x{channels}",
+        [drawn(1, heads, tokens, channels), drawn(channels, dtype=torch.float32)],
+        {
+            "eager": lambda x, weight: norm_rope_reference(x, weight, *turns, None, 1e-6),
+            "ours": lambda x, weight: norm_rope(x, weight, cosines=turns[0], sines=turns[1]),
+        },
+        compiled=True,
+        traffic={FORWARD: 2, BOTH: 5},
+    )
+    width = heads * channels
+    for frames in (1, sizes(gpu=(21,), cpu=(16,), dry=(4,))[0], tokens):
+        x, shift, scale = drawn(1, tokens, width), drawn(1, frames, width), drawn(1, frames, width)
+        per_token = 2 if frames == tokens else 0  # shift and scale are as large as x, and so are their gradients
+        yield Case(
+            "modulate",
+            f"{tokens}x{width} by {frames}",
+            [x, shift, scale],
+            {
+                "eager": lambda x, shift, scale: modulate_reference(x, shift, scale, norm="layer", eps=1e-6),
+                "ours": modulate,
+            },
+            compiled=True,
+            traffic={FORWARD: 2 + per_token, BOTH: 5 + 2 * per_token + per_token // 2},
+        )
+    yield Case(
+        "gated_residual",
+        f"{tokens}x{width} by 1",
+        [drawn(1, tokens, width), drawn(1, tokens, width), drawn(1, 1, width)],
+        {"eager": gated_residual_reference, "ours": gated_residual},
+        compiled=True,
+        traffic={FORWARD: 3, BOTH: 6},
+    )
+    video = sizes(gpu=(128, 17, 256, 256), cpu=(64, 9, 32, 32), dry=(8, 3, 4, 4))
+    yield Case(
+        "norm_silu_cache",
+        "x".join(map(str, video)),
+        [drawn(1, *video), drawn(video[0], dtype=torch.float32)],
+        {
+            "eager": lambda x, weight: norm_silu_cache_reference(x, weight, before=None, at_start=2, eps=1e-6),
+            "ours": lambda x, weight: norm_silu_cache(x, weight, at_start=2),
+        },
+        compiled=True,
+        traffic={FORWARD: 2, BOTH: 5},
+    )
+
+    samples, bits = sizes(gpu=(65536, 18), cpu=(2048, 14), dry=(64, 6))
+    forms: dict[str, Step] = {"ours": lambda z: torch.stack(binary_entropy_stats(z, 1.0))}
+    if not on_gpu:  # the table of all codes would take 69 GB
+        forms = {"table": lambda z: table_entropies(z, bits), **forms}
+    yield Case("binary_entropy", f"{samples}x{bits} bits", [drawn(samples, bits, dtype=torch.float32)], forms)
+
+    for channels in (8, 256):
+        vectors, codes = sizes(gpu=(65536, 16384), cpu=(4096, 8192), dry=(64, 128))
+        yield Case(
+            "vq_assign",
+            f"{vectors} to {codes} codes of {channels}",
+            [drawn(count, channels, dtype=torch.float32, gradient=False) for count in (vectors, codes)],
+            {"cdist": lambda x, codes: torch.cdist(x, codes).argmin(dim=1), "ours": vq_assign},
+            directions=(FORWARD,),
+        )
+
+    for length in sizes(gpu=(4096, 16384, 65536), cpu=(1024, 4096, 16384), dry=(64, 128)):
+        q, k, v = (drawn(1, 4, length, 64) for _ in range(3))
+        by_head = F.logsigmoid(drawn(1, 4, length, gradient=False))
+        by_channel = F.logsigmoid(drawn(1, 4, length, 64, gradient=False))
+        yield Case(
+            "linear_attention",
+            str(length),
+            [q, k, v],
+            {
+                "attention": F.scaled_dot_product_attention,
+                "decay_by_head": lambda q, k, v, decay=by_head: gated_linear_attention(q, k, v, decay)[0],
+                "decay_by_channel": lambda q, k, v, decay=by_channel: gated_linear_attention(q, k, v, decay)[0],
+            },
+        )
+
+    grid = sizes(gpu=(21, 30, 52), cpu=(16, 16, 16), dry=(4, 4, 4))
+    q, k, v = (drawn(1, 4, math.prod(grid), 64, gradient=False) for _ in range(3))
+    kept = match(q, (grid[0], grid[1], grid[2]))
+
+    def reduced(q: Tensor, k: Tensor, v: Tensor, *, by_query: float, by_value: float, anew: bool) -> Tensor:
+        matching = match(q, (grid[0], grid[1], grid[2])) if anew else kept
+        queries, values = matching.reduction(by_query), matching.reduction(by_value)
+        return queries.restore(F.scaled_dot_product_attention(queries.reduce(q), values.reduce(k), values.reduce(v)))
+
+    forms = {"attention": F.scaled_dot_product_attention}
+    for by_query, by_value in ((0.5, 0.0), (0.0, 0.5), (0.5, 0.5), (0.75, 0.75)):
+        for anew in (False, True):
+            name = f"query {by_query} value {by_value}, {'matched anew' if anew else 'matching kept'}"
+            forms[name] = lambda q, k, v, by_query=by_query, by_value=by_value, anew=anew: reduced(
+                q, k, v, by_query=by_query, by_value=by_value, anew=anew
+            )
+    yield Case("token_reduction", "x".join(map(str, grid)), [q, k, v], forms, directions=(FORWARD,))
+
+
+def table_entropies(z: Tensor, bits: int) -> Tensor:
+    """The two entropies from the probabilities of all codes for every sample."""
+    codes = 2.0 * ((torch.arange(2**bits, device=z.device)[:, None] >> torch.arange(bits, device=z.device)) & 1) - 1.0
+    probability = (2.0 * z @ codes.T).softmax(dim=-1)
+    mean = probability.mean(dim=0)
+    return torch.stack([-(p * p.clamp(min=1e-30).log()).sum(dim=-1).mean() for p in (probability, mean)])
+
+
+def exponents(rows: list[Row]) -> Iterator[Row]:
+    """How the cost of the linear mixers grows: the slope of log time over log tokens between the two largest sizes."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["op"] == "linear_attention":
+            key = (str(row["form"]), str(row["direction"]))
+            found.setdefault(key, []).append((int(str(row["size"])), float(str(row["milliseconds"]))))
+    for (form, direction), times in found.items():
+        (few, quick), (many, slow) = times[-2:]
+        slope = math.log(slow / quick) / math.log(many / few)
+        yield {"op": "linear_attention_exponent", "form": form, "direction": direction, "exponent": round(slope, 2)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, no torch.compile, nothing written")
+    arguments = parser.parse_args()
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    clock = Timer(where, repeats=1 if arguments.dry_run else arguments.repeats)
+    bandwidth = copy_bandwidth(clock, megabytes=16 if arguments.dry_run else 256)
+    print(f"copy: {bandwidth:.1f} GB/s")
+    table: list[Row] = []
+    for case in cases(where, tiny=arguments.dry_run):
+        for row in measured(case, clock, compiling=not arguments.dry_run, gigabytes_per_second=bandwidth):
+            print(*row.values(), sep="\t", flush=True)
+            table.append(row)
+    table += exponents(table)
+    if not arguments.dry_run:
+        write_csv(RESULTS / f"ops_{where.type}.csv", table)
+        result = {"rows": table, "copy_gigabytes_per_second": bandwidth, "environment": environment_stamp(where)}
+        write_json(RESULTS / f"ops_{where.type}.json", result)

@@ -1,0 +1,59 @@
+"""`vidgen kernels explain`: every pattern can be asked about, its map is right, and useless options are refused."""
+
+import pytest
+import torch
+from PIL import Image
+
+from vidgen.cli import main
+from vidgen.cli.kernels_explain import SHADES, Command, Pattern, build, text_map
+from vidgen.kernels import AttentionSpec
+
+OPTIONS = {
+    "swin3d": {"window": (2, 4, 4), "shifted": True},
+    "swapped_window": {"window": (2, 4, 4)},
+    "neighborhood": {"window": (3, 3, 3), "causal": True},
+    "dilated_neighborhood": {"window": (1, 3, 3), "dilation": (1, 2, 2)},
+    "sliding_tile": {"window": (4, 12, 12), "tile": (4, 4, 4)},
+    "frame_causal": {"group": 2},
+    "frame_causal_window": {"past_frames": 2, "sink_frames": 1},
+}
+
+
+@pytest.mark.parametrize("pattern", Pattern.__args__)
+def test_every_pattern_is_built_by_its_constructor(pattern: str) -> None:
+    spec = build(Command(pattern=pattern, grid=(4, 16, 16), **OPTIONS.get(pattern, {})))
+    assert isinstance(spec, AttentionSpec) and spec.grid == (4, 16, 16)
+
+
+def test_it_prints_backend_reasons_cost_and_map_and_writes_the_picture(tmp_path, capsys) -> None:
+    words = "kernels explain frame_causal --grid 8 16 16 --heads 12 --head-dim 128 --prefix 5 -o"
+    assert main([*words.split(), str(tmp_path / "map.png")]) == 0
+    said = capsys.readouterr().out
+    for part in ("2053 queries", "GFLOP forward", "backend triton", "  flex: ", "17 x 17 blocks of 128", SHADES[2] * 8):
+        assert part in said
+    picture = Image.open(tmp_path / "map.png")
+    assert picture.size[0] == picture.size[1] >= 512
+    assert len(picture.getcolors()) == 3
+
+
+def test_the_map_in_the_terminal_calls_a_mixed_group_of_blocks_partial() -> None:
+    seen = torch.zeros(96, 96, dtype=torch.uint8)
+    seen[:48] = 2
+    seen[50] = 2
+    lines = text_map(seen)
+    assert len(lines) == 48 and lines[0] == SHADES[2] * 96 and lines[25] == SHADES[1] * 96 and lines[47] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("neighborhood", "neighborhood needs --window"),
+        ("frame_causal --window 3 3 3", "--window does nothing for frame_causal; it takes --prefix, --group"),
+        ("neighborhood --window 9 3 3", "use at most 4"),
+        ("full -o map.jpg", "name the file map.png, not map.jpg"),
+    ],
+)
+def test_mistakes_end_in_one_line(words: str, message: str, capsys) -> None:
+    assert main(["kernels", "explain", *words.split(), "--grid", "4", "16", "16"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -1,0 +1,458 @@
+"""Do the losses of tokenizers compute what their papers say, and does a run take every option of its recipe?"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vidgen.bottlenecks.record import recorded_bottlenecks
+from vidgen.nn.random import seeded
+from vidgen.tokenizers import CausalConvTokenizer
+from vidgen.tokenizers.base import reconstruction_losses
+from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
+from vidgen.tokenizers.losses import (
+    GAMES,
+    PIXEL_ERRORS,
+    LearnedVariance,
+    LeCam,
+    charbonnier_error,
+    distillation,
+    feature_matching,
+    gradient_penalty,
+)
+from vidgen.training import DataConfig, OptimiserConfig, TokenizerRun, train_tokenizer
+from vidgen.training.checkpoint import CheckpointFolder
+from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
+from vidgen.training.curriculum import Curriculum, scaled, without_frames
+from vidgen.training.distillation import Distillation
+from vidgen.training.ema import MovingAverage
+from vidgen.training.monitor import CodebookCounter, TrainingMonitor
+from vidgen.training.recipes import RECIPES, with_recipe
+from vidgen.training.tokenizer_step import TokenizerStep
+from vidgen.training.train_tokenizer import build_critic
+
+
+def clip(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape or (2, 3, 3, 24, 24), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def tiny_tokenizer(bottleneck: str = "fsq", **options: object) -> CausalConvTokenizer:
+    torch.manual_seed(0)
+    return CausalConvTokenizer(bottleneck, options, stride=(2, 4, 4), widths=(8, 8), depth=1, decoder_depth=1)
+
+
+def tiny_run(folder: Path, **changes: object) -> TokenizerRun:
+    run = TokenizerRun(
+        preset="tiny",
+        output_dir=folder,
+        data=DataConfig(num_frames=3, height=24, width=24, validation_clips=2),
+        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=2),
+        steps=4,
+        batch_size=2,
+        checkpoint_every=2,
+        validate_every=4,
+        sample_every=0,
+        log_every=1,
+        statistics_clips=1,
+        discriminator_width=4,
+        discriminator_start=1,
+        device="cpu",
+    )
+    return replace(run, **changes)
+
+
+def own(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    return {"l1": (fake - real).abs().mean()}
+
+
+# pixels
+
+
+def test_charbonnier_is_absolute_for_large_errors_and_smooth_at_zero():
+    real = torch.zeros(100)
+    assert charbonnier_error(real + 0.5, real) == pytest.approx(0.5, abs=2e-3)
+    at_zero = torch.zeros(100, requires_grad=True)
+    charbonnier_error(at_zero, real).backward()
+    assert at_zero.grad is not None and not at_zero.grad.any()
+
+
+@pytest.mark.parametrize("name", PIXEL_ERRORS)
+def test_a_pixel_error_is_zero_for_equal_clips_and_grows_with_the_difference(name: str):
+    error, video = PIXEL_ERRORS[name], clip()
+    assert error(video, video) == pytest.approx(0, abs=1e-6)
+    assert 0 < error(video + 0.1, video) < error(video + 0.2, video)
+
+
+def test_a_learned_variance_settles_where_it_equals_the_error():
+    variance = LearnedVariance()
+    optimiser = torch.optim.Adam(variance.parameters(), lr=0.1)
+    for _ in range(200):
+        optimiser.zero_grad()
+        sum(variance({"l1": torch.tensor(0.2), "perceptual": torch.tensor(0.1)}).values(), torch.zeros(())).backward()
+        optimiser.step()
+    assert variance.log_variance.exp().item() == pytest.approx(0.3, rel=0.01)
+
+
+# adversaries
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_both_sides_of_a_game_want_opposite_verdicts_on_fakes(name: str):
+    game = GAMES[name]
+    real, low, high = torch.full((4,), 2.0), torch.full((4,), -2.0), torch.full((4,), 2.0)
+    assert game.discriminator(real, low) < game.discriminator(real, high)
+    assert game.generator(low) > game.generator(high)
+    assert game.discriminator(real, low) < 0.2
+
+
+def test_the_hinge_and_the_non_saturating_loss_at_known_logits():
+    zero = torch.zeros(3)
+    assert GAMES["hinge"].discriminator(zero, zero) == 1
+    assert GAMES["non-saturating"].discriminator(zero, zero) == pytest.approx(0.693147, abs=1e-5)
+    assert GAMES["non-saturating"].generator(zero) == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_r1_is_half_the_squared_slope_and_trains_the_discriminator():
+    weight = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    real = torch.randn(5, 3, requires_grad=True)
+    penalty = gradient_penalty(real @ weight, real)
+    assert penalty.item() == pytest.approx(0.5 * 14)
+    penalty.backward()
+    assert weight.grad is not None and torch.allclose(weight.grad, weight.detach())
+
+
+def test_lecam_holds_verdicts_to_the_other_sides_average():
+    lecam = LeCam(decay=0.5)
+    assert lecam(torch.full((4,), 3.0), torch.full((4,), -2.0)).item() == pytest.approx(9 + 4)
+    assert (lecam.real.item(), lecam.fake.item()) == (1.5, -1.0)
+    assert lecam(torch.full((4,), -1.5), torch.full((4,), 2.0)).item() == 0.0
+
+
+def test_feature_matching_pulls_fakes_to_real_features_alone():
+    real, fake = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    assert feature_matching([real], [real]) == 0
+    feature_matching([real], [fake]).backward()
+    assert real.grad is None
+    assert fake.grad is not None
+
+
+def test_a_panel_gives_every_judges_features_with_the_logits_last():
+    torch.manual_seed(0)
+    panel = DiscriminatorPanel(PatchDiscriminator(width=4, axes="frames"), PatchDiscriminator(width=4, axes="video"))
+    for judge, features in zip(panel.judges, panel(clip())):
+        assert len(features) == 5
+        assert torch.equal(features[-1], judge(clip()))
+
+
+@pytest.mark.parametrize("loss", GAMES)
+def test_every_regulariser_is_a_term_of_the_discriminators_step(loss: str):
+    torch.manual_seed(0)
+    step = DiscriminatorStep(
+        DiscriminatorPanel(PatchDiscriminator(width=4)), loss=loss, r1_weight=1.0, r1_every=3, lecam_weight=0.1
+    )
+    kept = [set(step(clip(), clip(seed=1))) for _ in range(4)]
+    always = {"discriminator", "discriminator_lecam"}
+    assert kept == [always | {"discriminator_r1"}, always, always, always | {"discriminator_r1"}]
+    sum(step(clip(), clip(seed=1)).values(), torch.zeros(())).backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in step.parameters())
+
+
+def adversary(**changes: object) -> Adversary:
+    torch.manual_seed(0)
+    return Adversary(DiscriminatorPanel(PatchDiscriminator(width=4)), **{"weight": 0.5, **changes})
+
+
+def test_the_adversary_begins_at_its_start_and_warms_up():
+    strengths = [adversary(start=3, warmup=4).strength(step) for step in range(8)]
+    assert strengths == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert [adversary(start=1).strength(step) for step in range(3)] == [0, 1, 1]
+
+
+def test_without_balance_the_adversarial_term_is_the_weighted_game():
+    judge = adversary(adaptive=False, loss="non-saturating", feature_weight=2.0)
+    layer = nn.Conv3d(3, 3, 1)
+    real = clip()
+    terms = judge(real, layer(real), strength=0.5, faithful=torch.zeros(()), last_layer=layer.weight)
+    of_fake, of_real = judge.panel(layer(real))[0], judge.panel(real)[0]
+    assert torch.allclose(terms["adversarial"], 0.25 * GAMES["non-saturating"].generator(of_fake[-1]))
+    assert torch.allclose(terms["feature_matching"], feature_matching(of_real[:-1], of_fake[:-1]))
+    sum(terms.values(), torch.zeros(())).backward()
+    assert layer.weight.grad is not None
+    assert all(weight.grad is None for weight in judge.panel.parameters())
+
+
+def test_validation_sees_no_adversary_and_hidden_frames_are_judged_by_the_original():
+    critic = ReconstructionCritic(FaithfulTerms(pixels="l2", pixel_weight=3.0), adversary=adversary())
+    real, fake, layer = clip(), clip(seed=1), nn.Conv3d(3, 3, 1)
+    assert set(critic.at(None)(real, fake, own=own, last_layer=layer.weight)) == {"l2"}
+    terms = critic.at(None, original=fake)(real, fake, own=own, last_layer=layer.weight)
+    assert terms["l2"] == 0
+    with pytest.raises(ValueError, match="set frame_masking to 0"):
+        critic.at(None, original=fake[:, :, :2])(real, fake, own=own, last_layer=layer.weight)
+
+
+def test_without_a_critic_a_tokenizer_takes_its_own_pixel_errors():
+    real, fake, layer = clip(), clip(seed=1), nn.Conv3d(3, 3, 1)
+    losses = reconstruction_losses(real, fake, squared_weight=2.0, critic=None, last_layer=layer.weight)
+    assert losses["l1"] == (fake - real).abs().mean()
+    assert torch.allclose(losses["l2"], 2 * (fake - real).square().mean())
+
+
+# teachers
+
+
+def colours(video: Tensor) -> Tensor:
+    """A teacher that sees the mean colour of 4×4 pixels: `b 3 t h/4 w/4`."""
+    return nn.functional.avg_pool3d(video, (1, 4, 4))
+
+
+def test_distillation_is_zero_for_parallel_features():
+    features = torch.randn(2, 5, 8)
+    assert distillation(3 * features, features) == pytest.approx(0, abs=1e-6)
+    assert distillation(-features, features) == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize("teacher", [colours, lambda video: colours(video).mean(dim=(2, 3, 4))], ids=["grid", "clip"])
+def test_tokens_learn_to_tell_a_teachers_features(teacher):
+    tokenizer = tiny_tokenizer("ae", channels=6)
+    part = Distillation(tokenizer, teacher, features=3, weight=2.0, channels=4, width=16)
+    step = TokenizerStep(tokenizer, critic=None, statistics=None, distillation=part)
+    optimiser = torch.optim.Adam(step.parameters(), lr=1e-2)
+    batch = {"video": clip(2, 3, 5, 16, 16).cumsum(dim=2) / 3, "step": 0}
+    terms = []
+    for _ in range(25):
+        losses = step(batch, seeded([0, 1]))
+        terms.append(losses["distillation"].item())
+        optimiser.zero_grad()
+        losses["distillation"].backward()
+        optimiser.step()
+    assert terms[-1] < 0.4 * terms[0]
+    assert any(weight.grad.any() for weight in tokenizer.encoder.parameters() if weight.grad is not None)
+
+
+def test_a_teacher_and_its_weight_go_together(tmp_path: Path):
+    with pytest.raises(ValueError, match="a teacher and a weight for it go together"):
+        train_tokenizer(tiny_run(tmp_path / "a"), tokenizer=tiny_tokenizer(), teacher=colours)
+    with pytest.raises(ValueError, match="a teacher and a weight for it go together"):
+        train_tokenizer(tiny_run(tmp_path / "b", distillation_weight=1.0), tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="expected 1 to 4 channels"):
+        Distillation(tiny_tokenizer(), colours, features=3, weight=1.0, channels=5)
+
+
+# what clips look like
+
+
+def test_the_shape_of_a_steps_clips_is_a_function_of_seed_and_step():
+    curriculum = Curriculum(seed=0, image_share=0.5, images_until=3, sides=(8, 16))
+    video = clip(2, 3, 5, 16, 32)
+    shapes = [curriculum.shaped(video, step=step, generators=seeded([0, 1])).shape for step in range(60)]
+    assert shapes == [curriculum.shaped(video, step=step, generators=seeded([0, 1])).shape for step in range(60)]
+    assert all(shape[2] == 1 for shape in shapes[:3])
+    assert {tuple(shape[2:]) for shape in shapes} == {(1, 8, 16), (1, 16, 32), (5, 8, 16), (5, 16, 32)}
+    assert 15 < sum(shape[2] == 1 for shape in shapes) < 45
+
+
+def test_an_image_is_a_frame_of_its_clip_and_belongs_to_its_sample():
+    curriculum = Curriculum(seed=0, image_share=1.0)
+    video = clip(4, 3, 5, 8, 8)
+    images = curriculum.shaped(video, step=0, generators=seeded(range(4)))
+    for image, frames in zip(images, video):
+        assert any(torch.equal(image[:, 0], frames[:, index]) for index in range(5))
+    assert torch.equal(curriculum.shaped(video[2:3], step=0, generators=seeded([2])), images[2:3])
+
+
+def test_a_curriculum_without_wishes_leaves_clips_alone():
+    video = clip()
+    assert Curriculum(seed=0).shaped(video, step=3, generators=seeded([0, 1])) is video
+    assert scaled(video, side=24) is video
+
+
+@pytest.mark.parametrize(("frames", "share", "hidden"), [(5, 0.4, 2), (5, 1.0, 4), (1, 0.5, 0)])
+def test_hidden_frames_are_grey_and_at_least_one_stays(frames: int, share: float, hidden: int):
+    video = clip(3, 3, frames, 8, 8)
+    seen = without_frames(video, share=share, generators=seeded([0, 1, 2]))
+    grey = (seen == 0).flatten(3).all(dim=3).all(dim=1)
+    assert (grey.sum(dim=1) == hidden).all()
+    kept = ~grey[:, None, :, None, None].expand_as(video)
+    assert torch.equal(seen[kept], video[kept])
+    assert torch.equal(without_frames(video[1:2], share=share, generators=seeded([1])), seen[1:2])
+
+
+def test_switch_ema_goes_on_from_the_averages():
+    layer = nn.Linear(2, 2)
+    average = MovingAverage(layer, decay=0.5)
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    average.update()
+    wanted = average.averages["weight"].clone()
+    average.switch()
+    assert torch.equal(layer.weight, wanted)
+
+
+# the monitor
+
+
+def test_the_counter_reads_the_worst_codebook_of_what_went_through_in_training():
+    tokenizer = tiny_tokenizer("product", inner="vq", options={"codes": 8, "channels": 2}, count=2)
+    counter = CodebookCounter()
+    with recorded_bottlenecks(tokenizer) as passages:
+        tokenizer.train().training_losses(clip(2, 3, 3, 16, 16), generators=seeded([0, 1]))
+    assert len(passages) == 1
+    assert not tokenizer.bottleneck._forward_hooks
+    counter.add(passages)
+    measured = counter.read()
+    assert passages[0][1].ids is not None
+    used = [len(ids.unique()) for ids in passages[0][1].ids.flatten(0, 1).T]
+    assert measured["codes_used"] in used
+    assert measured["codes_possible"] == 8
+    assert 1 <= measured["perplexity"] <= measured["codes_used"]
+    assert counter.read() == {}
+
+
+def collapsed(perplexity: float = 2.0) -> dict[str, float]:
+    return {"codes_used": 3.0, "codes_possible": 1000.0, "perplexity": perplexity}
+
+
+def test_the_monitor_says_what_stays_wrong_once_and_again_after_it_was_well():
+    monitor = TrainingMonitor(first_step=10, patience=3)
+    assert all(monitor.observe(step, collapsed()) == [] for step in range(12))
+    (warning,) = monitor.observe(12, collapsed())
+    assert warning.startswith("warning at step 12: the codebook has collapsed: 3 of 1000 codes in use")
+    assert monitor.observe(13, collapsed()) == []
+    assert monitor.observe(14, collapsed(500.0)) == []
+    warnings = [monitor.observe(step, collapsed()) for step in range(15, 19)]
+    assert [len(some) for some in warnings] == [0, 0, 1, 0]
+
+
+def test_the_monitor_notices_a_discriminator_that_has_won():
+    monitor = TrainingMonitor(first_step=0, patience=1)
+    assert monitor.observe(0, {"discriminator": 0.6}) == []
+    (warning,) = monitor.observe(1, {"discriminator": 0.01})
+    assert "the discriminator has won" in warning
+    assert "--r1-weight" in warning
+
+
+def test_a_collapse_is_a_line_of_the_runs_log(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setattr(TrainingMonitor, "first_step", 0)
+    monkeypatch.setattr("vidgen.training.trainer.TrainingMonitor", lambda: TrainingMonitor(first_step=0, patience=2))
+    tokenizer = tiny_tokenizer("fsq", levels=[9, 9, 9])
+    with torch.no_grad():
+        for weight in tokenizer.encoder.conv_out.parameters():
+            weight.zero_()
+    optimiser = OptimiserConfig(learning_rate=1e-9)
+    train_tokenizer(tiny_run(tmp_path, optimiser=optimiser, steps=3, validate_every=0), tokenizer=tokenizer)
+    said = capsys.readouterr().err
+    assert said.count("the codebook has collapsed") == 1
+    assert "warning at step 2" in said
+
+
+# whole runs
+
+EVERYTHING = {
+    "pixel_loss": "charbonnier",
+    "learned_variance": True,
+    "adversarial_weight": 0.1,
+    "adversarial_loss": "non-saturating",
+    "adversarial_warmup": 2,
+    "feature_weight": 0.5,
+    "r1_weight": 1.0,
+    "lecam_weight": 0.01,
+    "discriminator_axes": "both",
+    "frame_masking": 0.4,
+    "image_share": 0.4,
+    "distillation_weight": 0.5,
+    "switch_ema_every": 2,
+}
+
+
+def test_a_run_with_every_option_resumes_bit_by_bit(tmp_path: Path):
+    """Learned variance, discriminators with all regularisers, hidden frames, images, teacher, Switch EMA, VQ."""
+    states = []
+    for name, stops in (("whole", [4]), ("resumed", [2, 4])):
+        for number, stop in enumerate(stops):
+            run = tiny_run(tmp_path / name, **EVERYTHING, steps=stop, resume=number > 0)
+            run = replace(run, optimiser=replace(run.optimiser, final_rate=1.0))  # a rate that knows no last step
+            tokenizer = tiny_tokenizer("vq", codes=16, channels=4)
+            train_tokenizer(run, tokenizer=tokenizer, teacher=colours)
+        states.append(CheckpointFolder(tmp_path / name / "checkpoints", keep=9).load(4))
+    one, other = states
+    assert {"variance.log_variance", "distillation_head.0.weight", "tokenizer.bottleneck.codebook.sums"} <= set(
+        one.weights
+    )
+    assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+    discriminators = one.training["discriminator"]
+    assert {"lecam.1.real", "updates", "panel.judges.1.stages.0.weight"} <= set(discriminators)
+    assert all(torch.equal(value, other.training["discriminator"][name]) for name, value in discriminators.items())
+    exported = CausalConvTokenizer.from_pretrained(tmp_path / "whole" / "model")
+    assert set(exported.state_dict()) == set(tiny_tokenizer("vq", codes=16, channels=4).state_dict())
+
+
+def test_a_decoder_alone_trains_and_leaves_encoder_and_codebook_as_they_are(tmp_path: Path):
+    tokenizer = tiny_tokenizer("vq", codes=16, channels=4)
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    run = tiny_run(tmp_path, freeze=("encoder", "bottleneck"), fit_statistics=False, ema_decay=0.0)
+    train_tokenizer(run, tokenizer=tokenizer)
+    changed = {name.split(".")[0] for name, value in tokenizer.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"decoder"}
+
+
+# recipes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_run_that_saves_loads_and_builds_its_critic(name: str, tmp_path: Path):
+    data = DataConfig(height=320, width=320)
+    run = TokenizerRun(preset="base-vq", output_dir=tmp_path, data=data, recipe=name, perceptual_weights=tmp_path)
+    resolved = with_recipe(run)
+    for field, value in RECIPES[name].values.items():
+        assert getattr(resolved, field) == value
+    assert with_recipe(resolved) == resolved
+    resolved.save(tmp_path / "run.json")
+    assert TokenizerRun.load(tmp_path / "run.json") == resolved
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"] == name
+    critic = build_critic(replace(resolved, perceptual_weight=0.0, perceptual_weights=None))
+    assert critic is not None
+    assert critic.faithful.pixels == "l1"
+    assert (critic.adversary is not None) == (resolved.adversarial_weight > 0)
+
+
+def test_what_the_user_says_wins_over_the_recipe(tmp_path: Path):
+    run = TokenizerRun(
+        preset="base-vq", output_dir=tmp_path, recipe="vidtok", recipe_without=("perceptual_weight", "lecam_weight"),
+        adversarial_weight=0.7,
+    )  # fmt: skip
+    resolved = with_recipe(run)
+    assert (resolved.adversarial_weight, resolved.perceptual_weight, resolved.lecam_weight) == (0.7, 0.0, 0.0)
+    assert resolved.learned_variance
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "vidtock"}, "there is no recipe 'vidtock'; there are: vidtok"),
+        ({"recipe": "vidtok"}, "--recipe-without perceptual_weight"),
+        ({"recipe": "omnitokenizer", "recipe_without": ("perceptual_weight",)}, "clips are only scaled down"),
+    ],
+)
+def test_a_recipe_that_cannot_be_taken_says_what_to_do(options: dict, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        with_recipe(TokenizerRun(preset="base-vq", output_dir=tmp_path, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r1_weight": 1.0}, "set --adversarial-weight above 0"),
+        ({"feature_weight": 1.0}, "set --adversarial-weight above 0"),
+        ({"frame_masking": 1.5}, "a share between 0 and 1"),
+        ({"sides": (64, 128)}, "raise --height and --width"),
+        ({"switch_ema_every": 5, "ema_decay": 0.0}, "set --ema-decay"),
+        ({"distillation_weight": -1.0}, "0 or more"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        TokenizerRun(preset="base-vq", output_dir=tmp_path, **options)

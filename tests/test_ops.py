@@ -1,0 +1,230 @@
+"""Do the plain torch forms of the ops compute what they say, in every dtype, without large matrices or graph breaks?"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidgen.kernels import (
+    binary_code_distribution,
+    binary_entropy_stats,
+    code_entropy,
+    gated_residual,
+    modulate,
+    norm_silu_cache,
+    qk_norm_rope3d,
+    vq_assign,
+)
+from vidgen.nn.norms import ChannelRMSNorm, RMSNorm
+from vidgen.nn.positions import rotate
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def naive_entropies(z: Tensor, inv_temperature: float, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax over the table of all codes, in float64."""
+    bits = z.shape[-1]
+    table = (torch.arange(2**bits)[:, None] >> torch.arange(bits - 1, -1, -1)) & 1
+    codes = scale * (2.0 * table.double() - 1.0)
+    distance = (z.double()[:, None] - codes).square().sum(dim=-1)
+    probability = (-inv_temperature * distance).softmax(dim=-1)
+    mean = probability.mean(dim=0)
+    return torch.special.entr(probability).sum(dim=-1).mean(), torch.special.entr(mean).sum()
+
+
+# entropy of binary codes
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 8])
+def test_binary_entropies_and_gradients_equal_the_table_of_all_codes(bits):
+    z = drawn(40, bits).requires_grad_()
+    ours, truth = binary_entropy_stats(z, 0.7, scale=0.9), naive_entropies(z, 0.7, 0.9)
+    for value, expected in zip(ours, truth):
+        assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+        gradient, wanted = (torch.autograd.grad(term, z, retain_graph=True)[0] for term in (value, expected))
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_add_up_the_entropies_of_their_own_bits():
+    z = drawn(30, 6)
+    whole = sum(binary_entropy_stats(part, 1.0)[1] for part in z.split(2, dim=-1))
+    torch.testing.assert_close(binary_entropy_stats(z, 1.0, groups=3)[1], whole)
+    with pytest.raises(ValueError, match="divisor of 6"):
+        binary_entropy_stats(z, 1.0, groups=4)
+
+
+def test_codebook_entropy_has_no_cap_below_that_of_all_codes():
+    value = binary_entropy_stats(torch.zeros(4, 18), 1.0)[1]
+    assert value.item() == pytest.approx(18 * math.log(2), rel=1e-6)
+
+
+def test_codes_rarer_than_one_in_100_000_still_have_gradients():
+    z = (0.1 * drawn(64, 18)).requires_grad_()
+    (gradient,) = torch.autograd.grad(binary_entropy_stats(z, 0.5)[1], z)
+    assert gradient.isfinite().all() and (gradient != 0).all()
+
+
+def test_entropies_of_certain_bits_are_zero_and_their_gradients_finite():
+    z = (1e4 * drawn(16, 10).sign()).requires_grad_()
+    per_sample, codebook = binary_entropy_stats(z, 100.0)
+    assert per_sample == 0 and codebook.item() == pytest.approx(math.log(16), rel=1e-6)
+    assert torch.autograd.grad(per_sample - codebook, z)[0].isfinite().all()
+
+
+def test_chunks_of_samples_change_nothing(monkeypatch):
+    z = drawn(300, 10).requires_grad_()
+    whole = torch.autograd.grad(binary_entropy_stats(z, 1.0)[1], z)[0]
+    monkeypatch.setattr("vidgen.kernels.ops.binary_entropy.FACTOR_ENTRIES", 32 * 50)
+    chunked = torch.autograd.grad(binary_entropy_stats(z, 1.0)[1], z)[0]
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-8)
+
+
+def test_code_distributions_of_two_processes_average_to_that_of_the_batch():
+    z = drawn(50, 7)
+    halves = [binary_code_distribution(half, 2.0) for half in z.chunk(2)]
+    whole = binary_code_distribution(z, 2.0)
+    torch.testing.assert_close((halves[0] + halves[1]) / 2, whole)
+    torch.testing.assert_close(code_entropy(whole), binary_entropy_stats(z, 2.0)[1])
+    assert whole.sum().item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_the_first_channel_is_the_highest_bit_of_a_code():
+    distribution = binary_code_distribution(torch.tensor([[9.0, -9.0, 9.0]]), 10.0)
+    assert distribution[0, 0b101].item() == pytest.approx(1.0)
+
+
+def test_bf16_and_autocast_compute_entropies_in_float32():
+    z = drawn(20, 6).bfloat16()
+    expected = binary_entropy_stats(z.float(), 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = binary_entropy_stats(z, 1.0)
+    assert [value.dtype for value in ours] == [torch.float32] * 2
+    torch.testing.assert_close(ours, expected)
+
+
+# nearest code
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_the_nearest_code_of_every_vector_is_found_across_blocks_of_codes(monkeypatch, cosine):
+    monkeypatch.setattr("vidgen.kernels.ops.nearest_code.CODES", 64)
+    monkeypatch.setattr("vidgen.kernels.ops.nearest_code.DISTANCES", 64 * 10)
+    x, codebook = drawn(3, 41, 5), drawn(301, 5, seed=1)
+    ids = vq_assign(x, codebook, cosine=cosine)
+    if cosine:
+        expected = (F.normalize(x.double(), dim=-1) @ F.normalize(codebook.double(), dim=-1).T).argmax(dim=-1)
+    else:
+        expected = torch.cdist(x.double(), codebook.double()).argmin(dim=-1)
+    assert ids.shape == (3, 41) and torch.equal(ids, expected)
+
+
+def test_codes_are_their_own_nearest_and_the_first_of_equals_wins():
+    codebook = drawn(100, 8)
+    assert torch.equal(vq_assign(codebook, codebook), torch.arange(100))
+    assert torch.equal(vq_assign(codebook, torch.cat([codebook, codebook])), torch.arange(100))
+    assert torch.equal(vq_assign(codebook.bfloat16(), codebook.bfloat16()), torch.arange(100))
+
+
+def test_vectors_of_another_width_than_the_codes_are_refused():
+    with pytest.raises(ValueError, match=r"\(3, 4\).*\(10, 5\)"):
+        vq_assign(drawn(3, 4), drawn(10, 5))
+
+
+# norm and rotation of queries and keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_rotation_equal_the_separate_layers_bit_by_bit(dtype):
+    q, k = drawn(2, 3, 10, 8).to(dtype), drawn(2, 1, 10, 8, seed=1).to(dtype)
+    norm_q, norm_k = RMSNorm(8), RMSNorm(8)
+    norm_q.weight.data, norm_k.weight.data = drawn(8, seed=2), drawn(8, seed=3)
+    angle = drawn(10, 4, seed=4)
+    turns = angle.cos(), angle.sin()
+    ours = qk_norm_rope3d(q, k, weight_q=norm_q.weight, weight_k=norm_k.weight, cosines=angle.cos(), sines=angle.sin())
+    assert torch.equal(ours[0], rotate(norm_q(q), *turns))
+    assert torch.equal(ours[1], rotate(norm_k(k), *turns))
+
+
+def test_order_moves_tokens_and_pads_with_zeros():
+    q, weight, angle = drawn(1, 2, 5, 4), torch.ones(4), drawn(5, 2, seed=1)
+    options = {"weight_q": weight, "weight_k": weight, "cosines": angle.cos(), "sines": angle.sin()}
+    plain = qk_norm_rope3d(q, q, **options)[0]
+    ordered = qk_norm_rope3d(q, q, order=torch.tensor([3, -1, 0, 1, 4, 2, -1]), **options)[0]
+    assert torch.equal(ordered[:, :, [2, 3, 5, 0, 4]], plain)
+    assert (ordered[:, :, [1, 6]] == 0).all()
+
+
+def test_angles_of_other_tokens_are_refused():
+    q, angle = drawn(1, 2, 5, 4), drawn(6, 2)
+    with pytest.raises(ValueError, match=r"cosines and sines of shape \(5, 2\), got \(1, 2, 5, 4\), \(6, 2\)"):
+        qk_norm_rope3d(q, q, weight_q=torch.ones(4), weight_k=torch.ones(4), cosines=angle, sines=angle)
+
+
+# modulation
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_modulation_of_each_frame_equals_one_of_each_of_its_tokens(norm):
+    x, shift, scale = drawn(2, 12, 8), drawn(2, 3, 8, seed=1), drawn(2, 3, 8, seed=2)
+    per_token = [value.repeat_interleave(4, dim=1) for value in (shift, scale)]
+    assert torch.equal(modulate(x, shift, scale, norm=norm), modulate(x, *per_token, norm=norm))
+    assert torch.equal(gated_residual(x, x + 1, shift), gated_residual(x, x + 1, per_token[0]))
+
+
+def test_modulation_is_norm_then_scale_then_shift():
+    x, shift, scale = drawn(2, 6, 8), drawn(2, 1, 8, seed=1), drawn(2, 1, 8, seed=2)
+    assert torch.equal(modulate(x, shift, scale), F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
+    assert torch.equal(gated_residual(x, shift.expand_as(x), scale), x + scale * shift)
+
+
+def test_modulations_that_do_not_divide_the_tokens_are_refused():
+    with pytest.raises(ValueError, match="m a divisor of 12 tokens"):
+        modulate(drawn(1, 12, 8), drawn(1, 5, 8), drawn(1, 5, 8))
+    with pytest.raises(ValueError, match="gate of shape"):
+        gated_residual(drawn(2, 12, 8), drawn(2, 12, 8), drawn(1, 1, 8))
+
+
+# norm and activation in front of a causal convolution
+
+
+def test_the_buffer_holds_the_cache_and_then_the_activated_frames():
+    x, before, norm = drawn(2, 6, 3, 4, 4), drawn(2, 6, 2, 4, 4, seed=1), ChannelRMSNorm(6)
+    norm.weight.data = drawn(6, seed=2)
+    activated = F.silu(norm(x))
+    assert torch.equal(norm_silu_cache(x, norm.weight, before=before), torch.cat([before, activated], dim=2))
+    started = norm_silu_cache(x, norm.weight, at_start=2)
+    assert torch.equal(started, torch.cat([activated[:, :, :1]] * 2 + [activated], dim=2))
+    assert torch.equal(norm_silu_cache(x, norm.weight), activated)
+
+
+def test_a_cache_of_another_frame_size_is_refused():
+    with pytest.raises(ValueError, match="do not fit in front"):
+        norm_silu_cache(drawn(1, 6, 3, 4, 4), torch.ones(6), before=drawn(1, 6, 2, 5, 4))
+
+
+# torch.compile
+
+
+@pytest.mark.slow
+def test_ops_compile_without_graph_breaks_and_keep_their_gradients(monkeypatch):
+    monkeypatch.setattr("vidgen.kernels.ops.binary_entropy.FACTOR_ENTRIES", 16 * 10)  # chunks, with checkpoints
+
+    def everything(x: Tensor, weight: Tensor, angle: Tensor) -> Tensor:
+        y = modulate(x, x[:, :1], x[:, :1])
+        turns = {"cosines": angle.cos(), "sines": angle.sin()}
+        q, k = qk_norm_rope3d(y[:, None], y[:, None], weight_q=weight, weight_k=weight, **turns)
+        y = gated_residual(x, (q + k)[:, 0], x[:, :1])
+        video = norm_silu_cache(y.mT.reshape(1, 8, 2, 3, 4), weight, at_start=2)
+        per_sample, codebook = binary_entropy_stats(y, 1.0)
+        nearest = y[0, vq_assign(y, y[0]).flatten()]
+        return video.square().sum() + per_sample - codebook + nearest.sum()
+
+    inputs = [drawn(1, 24, 8).requires_grad_(), drawn(8, seed=1).requires_grad_()]
+    angle = drawn(24, 4, seed=2)
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    ours = torch.autograd.grad(compiled(*inputs, angle), inputs)
+    torch.testing.assert_close(ours, torch.autograd.grad(everything(*inputs, angle), inputs))

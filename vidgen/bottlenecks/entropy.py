@@ -1,0 +1,62 @@
+"""The entropy term of table-free quantizers: sure about each token, even over the whole codebook, annealed."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class EntropyTerm(nn.Module):
+    """weight · (H(code | token) + diversity · (ln K - H(code))): zero for sure tokens that use all K codes alike.
+
+    MAGVIT-v2 (arXiv 2310.05737, equation 5) up to the constant, which keeps the term from going below zero.
+
+    Args:
+        weight: after annealing.
+        boost, steps: the weight begins `boost` times higher and falls linearly to `weight` over so many training
+            steps, which this module counts (a buffer, so that a resumed run goes on where it was).
+        diversity: weight of the second part.
+    """
+
+    updates: Tensor
+
+    def __init__(self, weight: float, *, boost: float = 1.0, steps: int = 2000, diversity: float = 1.0) -> None:
+        super().__init__()
+        if weight < 0 or boost < 1 or steps < 1 or diversity < 0:
+            raise ValueError(
+                "an entropy term needs a weight and a diversity of at least 0, a boost of at least 1 and at least 1 "
+                f"step, got weight {weight}, diversity {diversity}, boost {boost} and {steps} steps"
+            )
+        self.weight, self.boost, self.steps, self.diversity = weight, boost, steps, diversity
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def forward(self, of_a_token: Tensor, of_the_mean: Tensor, *, codes: tuple[int, ...]) -> Tensor:
+        """The two entropies in nats -> the weighted term."""
+        left = (1 - self.updates / self.steps).clamp(min=0)
+        if self.training and torch.is_grad_enabled():
+            self.updates += 1
+        lost = sum(math.log(size) for size in codes) - of_the_mean
+        return self.weight * (1 + (self.boost - 1) * left) * (of_a_token + self.diversity * lost)
+
+
+def product_entropy(probabilities: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean entropy of a token's code and entropy of the mean code, in nats, for codes of independent digits.
+
+    `probabilities` has `n levels` for each digit. The mean distribution over all codes is one product of two halves,
+    `n √K` each, never `n K`; exact.
+    """
+    of_a_token = torch.stack([digit_entropy(digit).mean() for digit in probabilities]).sum()
+    middle = len(probabilities) // 2
+    halves = []
+    for digits in (probabilities[:middle], probabilities[middle:]):
+        half = probabilities[0].new_ones(len(probabilities[0]), 1)
+        for digit in digits:
+            half = (half.unsqueeze(-1) * digit.unsqueeze(-2)).flatten(-2)
+        halves.append(half)
+    return of_a_token, digit_entropy((halves[0].T @ halves[1] / len(halves[0])).flatten())
+
+
+def digit_entropy(probabilities: Tensor) -> Tensor:
+    """`… k -> …` in nats; what cannot happen counts nothing."""
+    smallest = torch.finfo(probabilities.dtype).tiny
+    return -(probabilities * probabilities.clamp(min=smallest).log()).sum(dim=-1)

@@ -1,0 +1,69 @@
+"""Gumbel: the encoder gives a logit for each code, training draws one and relaxes the draw (DALL·E's dVAE, BEiT)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidgen.bottlenecks.base import Bottleneck, Bottlenecked
+from vidgen.kernels.ops import vq_assign
+from vidgen.nn.random import Generators, gumbel
+
+
+class Gumbel(Bottleneck):
+    """One id a token out of `codes`; its encoder ends in as many channels, so codebooks stay small (arXiv 2102.12092).
+
+    Args:
+        codes: size of the codebook.
+        channels: length of a code.
+        sharpness: features times this are the logits; at 1 the draws of a fresh encoder are nearly blind, and the
+            decoder learns to ignore them.
+        temperature: of the relaxed draw that gradients go through (Jang et al. 2017, arXiv 1611.01144).
+        weight: of the divergence from drawing all codes alike, averaged over tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        codes: int = 8192,
+        channels: int = 16,
+        sharpness: float = 3.0,
+        temperature: float = 1.0,
+        weight: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if codes < 2 or channels < 1 or min(sharpness, temperature) <= 0 or weight < 0:
+            raise ValueError(
+                "Gumbel needs at least 2 codes of at least 1 channel, a sharpness and a temperature above 0 and no "
+                f"negative weight, got {codes} codes of {channels}, sharpness {sharpness}, temperature {temperature}, "
+                f"weight {weight}"
+            )
+        self.in_channels, self.channels = codes, channels
+        self.codebooks = (codes,)
+        self.sharpness, self.temperature, self.weight = sharpness, temperature, weight
+        self.table = nn.Parameter(torch.randn(codes, channels))
+
+    def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.sharpness * features.float()
+            noisy = logits
+            if sample:
+                if generators is None:
+                    raise ValueError("sampling codes needs generators, one per sample")
+                noisy = logits + gumbel(logits.shape, generators, like=logits)
+            ids = noisy.argmax(dim=-1, keepdim=True)
+            codes, losses = self.lookup(ids), {}
+            if self.training:
+                relaxed = (noisy / self.temperature).softmax(dim=-1) @ self.table.detach().float()
+                codes = codes + (relaxed - relaxed.detach())
+                chances = logits.log_softmax(dim=-1)
+                divergence = (chances.exp() * (chances + math.log(len(self.table)))).sum(dim=-1).mean()
+                losses["kl"] = self.weight * divergence
+            return Bottlenecked(codes, ids, losses)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids.squeeze(-1), self.table)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        return vq_assign(vectors, self.table).unsqueeze(-1)

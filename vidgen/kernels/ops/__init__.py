@@ -1,0 +1,19 @@
+"""Ops worth fusing, each the equal of its plain torch form: entropy of codes, nearest code, norms around other work."""
+
+from vidgen.kernels.ops.binary_entropy import binary_code_distribution, binary_entropy_stats, code_entropy
+from vidgen.kernels.ops.modulation import gated_residual, modulate
+from vidgen.kernels.ops.nearest_code import vq_assign
+from vidgen.kernels.ops.norm_silu import norm_silu_cache
+from vidgen.kernels.ops.qk_norm_rope import norm_rope, qk_norm_rope3d
+
+__all__ = [
+    "binary_code_distribution",
+    "binary_entropy_stats",
+    "code_entropy",
+    "gated_residual",
+    "modulate",
+    "norm_rope",
+    "norm_silu_cache",
+    "qk_norm_rope3d",
+    "vq_assign",
+]

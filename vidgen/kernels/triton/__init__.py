@@ -1,0 +1,1 @@
+"""Triton kernels; import this package only where Triton is installed (its backend looks first)."""

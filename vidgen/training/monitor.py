@@ -1,0 +1,88 @@
+"""What goes wrong in training without an error, with advice: collapsed codebooks, a discriminator that has won."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vidgen.bottlenecks.record import Passage
+from vidgen.eval.codebook import Histogram
+
+
+class CodebookCounter:
+    """Counts the ids that bottlenecks gave out in the last steps of training, at most `kept` of them."""
+
+    def __init__(self, *, kept: int = 64) -> None:
+        self.seen: deque[tuple[tuple[int, ...], Tensor]] = deque(maxlen=kept)
+
+    def add(self, passages: list[Passage]) -> None:
+        """Keep the ids for later: counting them now would make a GPU wait."""
+        self.seen.extend(
+            (bottleneck.codebooks, result.ids) for bottleneck, result in passages if result.ids is not None
+        )
+
+    def read(self) -> dict[str, float]:
+        """Since the last call, of the codebook in the worst state: the codes used, how many could have been (the
+        codebook's size, or the number of tokens seen) and their perplexity; {} when nothing was seen."""
+        histograms: dict[tuple[int, int], Histogram] = {}
+        for codebooks, ids in self.seen:
+            for number, size in enumerate(codebooks):
+                own = ids[..., number].flatten().cpu()
+                histograms.setdefault((number, size), Histogram()).add(own, torch.ones_like(own))
+        self.seen.clear()
+        if not histograms:
+            return {}
+        (_, size), worst = min(histograms.items(), key=lambda item: item[1].entropy_bits)
+        return {
+            "codes_used": float(len(worst.ids)),
+            "codes_possible": float(min(size, worst.total)),
+            "perplexity": 2**worst.entropy_bits,
+        }
+
+
+def codebook_collapsed(scalars: dict[str, float]) -> str | None:
+    if "perplexity" not in scalars or scalars["perplexity"] >= min(100.0, 0.02 * scalars["codes_possible"]):
+        return None
+    return (
+        f"the codebook has collapsed: {scalars['codes_used']:.0f} of {scalars['codes_possible']:.0f} codes in use, "
+        f"perplexity {scalars['perplexity']:.1f}; raise --learning-rate, let dead codes restart (vq: restart_below, "
+        "kmeans_steps), add an entropy term (fsq, lfq, bsq: entropy) or use fewer codes"
+    )
+
+
+def discriminator_has_won(scalars: dict[str, float]) -> str | None:
+    if scalars.get("discriminator", 1.0) >= 0.05:
+        return None
+    return (
+        f"the discriminator has won (its loss is {scalars['discriminator']:.3f}): it tells the tokenizer nothing any "
+        "more; lower its learning rate or --adversarial-weight, start it later (--discriminator-start) or hold it back "
+        "(--r1-weight 10, --lecam-weight 0.001)"
+    )
+
+
+@dataclass
+class TrainingMonitor:
+    """Looks at the scalars of each log entry and says what has stayed wrong for `patience` entries, once each time.
+
+    Args:
+        first_step: earlier steps count nothing: every codebook begins small.
+    """
+
+    first_step: int = 500
+    patience: int = 5
+    rules: tuple[Callable[[dict[str, float]], str | None], ...] = (codebook_collapsed, discriminator_has_won)
+    counts: dict[int, int] = field(default_factory=dict)
+
+    def observe(self, step: int, scalars: dict[str, float]) -> list[str]:
+        """Warnings to show at a step."""
+        if step < self.first_step:
+            return []
+        warnings = []
+        for number, rule in enumerate(self.rules):
+            message = rule(scalars)
+            self.counts[number] = 0 if message is None else self.counts.get(number, 0) + 1
+            if message is not None and self.counts[number] == self.patience:
+                warnings.append(f"warning at step {step}: {message}")
+        return warnings

@@ -1,0 +1,174 @@
+"""Published losses and training settings by name, as values for the fields of a `TokenizerRun`.
+
+What belongs to the model (KL weight, commitment, entropy) stands in its preset. What no field can say is left out and
+named here: OmniTokenizer's logit-laplace pixels, LARP's transformer discriminator and its step every fifth time,
+WF-VAE's wavelet term.
+"""
+
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import Any
+
+from vidgen.training.config import OptimiserConfig, TokenizerRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Values of a published training run.
+
+    Args:
+        about: one line for people, with the source.
+        values: fields of `TokenizerRun`.
+    """
+
+    about: str
+    values: dict[str, Any]
+
+
+def adam(learning_rate: float, *, betas: tuple[float, float] = (0.9, 0.99), clip_norm: float = 1.0) -> OptimiserConfig:
+    return OptimiserConfig(learning_rate=learning_rate, betas=betas, weight_decay=0.0, clip_norm=clip_norm)
+
+
+RECIPES: dict[str, Recipe] = {
+    "vidtok": Recipe(
+        about="VidTok (arXiv 2412.13061): learned variance, frame discriminator from step 20,001, LeCam",
+        values={
+            "pixel_loss": "l1",
+            "perceptual_weight": 1.0,
+            "learned_variance": True,
+            "adversarial_weight": 0.2,
+            "discriminator_axes": "frames",
+            "discriminator_width": 64,
+            "discriminator_start": 20_001,
+            "lecam_weight": 0.005,
+            "optimiser": adam(1e-5, clip_norm=20.0),
+        },
+    ),
+    "vidtok-decoder": Recipe(
+        about="VidTok's second stage: the decoder alone, on larger frames, from the first stage (--init-from)",
+        values={
+            "pixel_loss": "l1",
+            "perceptual_weight": 1.0,
+            "learned_variance": True,
+            "adversarial_weight": 0.2,
+            "discriminator_axes": "frames",
+            "discriminator_width": 64,
+            "discriminator_start": 0,
+            "lecam_weight": 0.005,
+            "freeze": ("encoder", "bottleneck"),
+            "fit_statistics": False,
+            "optimiser": adam(1e-5, clip_norm=20.0),
+        },
+    ),
+    "omnitokenizer-images": Recipe(
+        about="OmniTokenizer's first stage (arXiv 2406.09399): single frames alone",
+        values={
+            "pixel_loss": "l1",
+            "pixel_weight": 4.0,
+            "perceptual_weight": 4.0,
+            "adversarial_weight": 0.01,
+            "adaptive_weight": False,
+            "feature_weight": 4.0,
+            "discriminator_axes": "frames",
+            "discriminator_start": 0,
+            "discriminator_width": 64,
+            "image_share": 1.0,
+            "optimiser": adam(1e-3),
+        },
+    ),
+    "omnitokenizer": Recipe(
+        about="OmniTokenizer's second stage: images and video 1:1, four resolutions, frame and video discriminators",
+        values={
+            "pixel_loss": "l1",
+            "pixel_weight": 4.0,
+            "perceptual_weight": 4.0,
+            "adversarial_weight": 0.01,
+            "adaptive_weight": False,
+            "feature_weight": 4.0,
+            "discriminator_axes": "both",
+            "discriminator_start": 0,
+            "discriminator_width": 64,
+            "image_share": 0.5,
+            "sides": (128, 192, 256, 320),
+            "optimiser": adam(5e-5),
+        },
+    ),
+    "larp": Recipe(
+        about="LARP (arXiv 2410.21264): non-saturating video discriminator, LeCam",
+        values={
+            "pixel_loss": "l1",
+            "perceptual_weight": 1.0,
+            "adversarial_weight": 0.3,
+            "adversarial_loss": "non-saturating",
+            "adaptive_weight": False,
+            "discriminator_axes": "video",
+            "discriminator_start": 0,
+            "lecam_weight": 0.001,
+            "optimiser": adam(1e-4),
+            "discriminator_optimiser": adam(3e-5, betas=(0.5, 0.9)),
+        },
+    ),
+    "open-sora": Recipe(
+        about="Open-Sora 2.0's DC-AE, first stage: no discriminator, every fifth batch images",
+        values={
+            "pixel_loss": "l1",
+            "perceptual_weight": 0.5,
+            "image_share": 0.2,
+            "ema_decay": 0.99,
+            "optimiser": adam(5e-5, betas=(0.9, 0.98)),
+        },
+    ),
+    "open-sora-gan": Recipe(
+        about="Open-Sora 2.0's DC-AE, second stage: deep video discriminator",
+        values={
+            "pixel_loss": "l1",
+            "perceptual_weight": 0.5,
+            "adversarial_weight": 0.05,
+            "discriminator_axes": "video",
+            "discriminator_layers": 5,
+            "discriminator_width": 64,
+            "discriminator_start": 0,
+            "image_share": 0.2,
+            "ema_decay": 0.99,
+            "optimiser": adam(5e-5, betas=(0.9, 0.98)),
+            "discriminator_optimiser": adam(1e-4, betas=(0.9, 0.98)),
+        },
+    ),
+    "wf-vae": Recipe(
+        about="WF-VAE (arXiv 2411.17459): video discriminator from the first step",
+        values={
+            "pixel_loss": "l1",
+            "perceptual_weight": 1.0,
+            "adversarial_weight": 0.5,
+            "discriminator_axes": "video",
+            "discriminator_width": 64,
+            "discriminator_start": 0,
+            "ema_decay": 0.999,
+            "optimiser": adam(1e-5),
+            "discriminator_optimiser": adam(1e-5, betas=(0.9, 0.99)),
+        },
+    ),
+}
+
+
+def with_recipe(run: TokenizerRun) -> TokenizerRun:
+    """The run with its recipe's values in all fields that are at their defaults.
+
+    Raises:
+        ValueError: there is no such recipe, or it needs weights or clips that the run does not have.
+    """
+    if run.recipe is None:
+        return run
+    if run.recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {run.recipe!r}; there are: {', '.join(RECIPES)}")
+    values = {name: value for name, value in RECIPES[run.recipe].values.items() if name not in run.recipe_without}
+    if "perceptual_weight" in values and run.perceptual_weights is None:
+        raise ValueError(
+            f"recipe {run.recipe} has a perceptual distance; give its network's weights (--perceptual-weights FILE "
+            "--perceptual-network NAME) or leave it out (--recipe-without perceptual_weight)"
+        )
+    at_default = {item.name for item in fields(run) if getattr(run, item.name) == default_of(item)}
+    return replace(run, **{name: value for name, value in values.items() if name in at_default})
+
+
+def default_of(item: Field) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
