@@ -46,8 +46,9 @@ scores: setup  ## make every number under eval/results/ again (long)
 gpu: setup  ## on a CUDA machine: the GPU tests, the kernel table, the next training stage
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device, and torch " + torch.__version__ + " sees none here. Run it on a machine with an NVIDIA GPU and its driver.")'
 	$(BIN)/python -m pytest -q -m "gpu and not external"
-	@if [ -f eval/kernels.py ]; then $(BIN)/python eval/kernels.py; else echo "no kernel table yet: eval/kernels.py is not there"; fi
-	@if [ -x pipelines/next_stage.sh ]; then pipelines/next_stage.sh; else echo "no further training stage is set: pipelines/next_stage.sh is not there"; fi
+	$(BIN)/python eval/kernels.py
+	$(BIN)/python eval/ops.py
+	pipelines/next_stage.sh
 
 clean:  ## remove caches and outputs (not the environment, not runs/)
 	rm -rf outputs .pytest_cache .ruff_cache

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,27 +194,36 @@ def backend_candidate(name: str, spec: AttentionSpec, tensors: list[Tensor]) -> 
     scale = tensors[0].shape[-1] ** -0.5
     candidate = differentiable(name, lambda q, k, v: attend(q, k, v, spec, scale=scale, return_lse=False)[0], tensors)
     if name == "cuda":
-        return replace(candidate, both=None)
+        from vidgen.kernels.cuda.plan import tilings
+
+        lists = block_lists(spec, *tilings(spec), tensors[0].device)
+        return replace(candidate, both=None, visited=lists)  # TMA gathers tiles from raster order: nothing to pack
     if name != "triton":
         return candidate
     from vidgen.kernels.triton.configs import config_for
     from vidgen.kernels.triton.launch import pack
 
     config, (q, k, _, _) = config_for(tensors[0]), tensors
-    runs = {"forward": [config.forward], "forward_backward": [config.forward, config.backward_queries]}
+    # two tensors each: K and V for the forward and dQ kernels, Q and dO for the dK/dV kernel
+    sides = {
+        "forward": (config.forward, k, 1, (spec.kv_grid, spec.prefix)),
+        "backward_queries": (config.backward_queries, k, 1, (spec.kv_grid, spec.prefix)),
+        "backward_keys": (config.backward_keys, q, 0, (spec.grid, spec.query_prefix)),
+    }
+    packs: dict[str, list[Callable[[], Tensor]]] = {direction: [] for direction in DIRECTIONS}
+    for kernel_name, (kernel, tensor, side, size) in sides.items():
+        tiling = choose_tilings(spec, kernel.queries, kernel.keys)[side]
+        if kernel.descriptors and tiling.tile is not None:
+            for direction in DIRECTIONS if kernel_name == "forward" else DIRECTIONS[1:]:
+                packs[direction] += [partial(pack, tensor.detach(), tiling, *size)] * 2
 
     def packing(direction: str) -> None:
-        for kernel in runs[direction]:
-            keys = choose_tilings(spec, kernel.queries, kernel.keys)[1]
-            if kernel.descriptors and keys.tile is not None:
-                pack(k, keys, spec.kv_grid, spec.prefix), pack(k, keys, spec.kv_grid, spec.prefix)
-        kernel = config.backward_keys
-        queries = choose_tilings(spec, kernel.queries, kernel.keys)[0]
-        if direction == "forward_backward" and kernel.descriptors and queries.tile is not None:
-            pack(q, queries, spec.grid, spec.query_prefix), pack(q, queries, spec.grid, spec.query_prefix)
+        for copy in packs[direction]:
+            copy()
 
     tilings = choose_tilings(spec, config.forward.queries, config.forward.keys)
-    return replace(candidate, visited=block_lists(spec, *tilings, q.device), packing=torch.no_grad()(packing))
+    candidate = replace(candidate, visited=block_lists(spec, *tilings, q.device))
+    return replace(candidate, packing=packing) if packs["forward_backward"] else candidate
 
 
 def pointers_candidate(spec: AttentionSpec, tensors: list[Tensor]) -> Candidate:
@@ -367,14 +377,15 @@ def measure(candidate: Candidate, direction: str, truth: tuple[Tensor, Tensor, T
     place = candidate.place(chosen)
     if direction == "forward":
         step: Callable[[], Any] = candidate.forward
-        errors = [relative_error(candidate.forward()[:, :, place], output_truth)]
+        output = candidate.forward()
+        errors = [relative_error(output[:, :, place], output_truth)]
     else:
         assert candidate.both is not None
         step = candidate.both
         output, gradient = candidate.both()
         errors = [relative_error(output.detach()[:, :, place], output_truth)]
         errors.append(relative_error(gradient[:, :, place], gradient_truth))
-    dtype = candidate.forward().dtype
+    dtype = output.dtype
     if max(errors) > LARGEST_ERROR[dtype]:
         raise RuntimeError(
             f"{candidate.name} is wrong: errors {errors} in {dtype}; nothing is timed before that is mended"
@@ -458,7 +469,9 @@ def with_ratios(rows: list[Row]) -> list[Row]:
         row["share_of_visited_ideal"] = min(dense) * float(visited) / spent if dense and visited else None
         packing = row.get("packing_ms")
         row["milliseconds_packed"] = spent - float(packing) if packing else None
-        finished.append({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
+        finished.append(
+            {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+        )
     return finished
 
 

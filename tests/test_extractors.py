@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,11 +109,10 @@ def public_features() -> dict[str, torch.Tensor]:
     video = smooth_video(frames, side, seed=seed)[:, :, 0]
     network = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
     state = random_state(Inception(weights=NO_FILE), seed=2)
-    torch.save(state, path := Path(os.environ.get("TMPDIR", "/tmp")) / "vidgen-random-inception.pt")
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.pt"
+        torch.save(state, path)
         network.__init__("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
-    finally:
-        path.unlink()
     # its forward takes 8-bit images and resizes them: enter behind that
     steps = [module for name, module in network.named_children() if name not in ("AvgPool", "fc")]
     for step in steps:

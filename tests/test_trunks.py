@@ -131,7 +131,7 @@ def test_a_pipeline_makes_a_video_through_every_trunk(trunk: str):
     preset = PIPELINE_PRESETS["shapes-masked" if tokenizer.spec.discrete else "shapes-flow"].tiny()
     config = {name: value for name, value in preset.config.items() if name != "patch"}
     text = WordTextEncoder(width=16, layers=1, heads=2, buckets=64)
-    pipe = replace(preset, config=config).build(tokenizer, text)
+    pipe: Any = replace(preset, config=config).build(tokenizer, text)
     pipe.set_progress_bar_config(disable=True)
     call: Any = {"prompt": "a red circle", "num_frames": 6, "height": 12, "width": 20, "output_type": "pt"}
     frames = pipe(**call, generator=torch.Generator().manual_seed(0)).frames

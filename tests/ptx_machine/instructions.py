@@ -25,12 +25,13 @@ def access(program: Program, instruction: Instruction) -> Handler:
     address = address_reader(program, operands[1] if is_load else operands[0])
     values = operands[0] if is_load else operands[1]
     items = values if isinstance(values, tuple) else (values,)
+    whole = np.uint64(len(items)) * size
     if is_load:
         writes = [writer(program, item) for item in items]
 
         def load(warp: Warp, active: Lanes) -> None:
             memory, addresses = warp.cta.machine.space(warp, space), address(warp)
-            assert not (addresses[active] % np.uint64(len(items)) // size).any()
+            assert not (addresses[active] % whole).any(), "a vector load is misaligned"
             for i, write in enumerate(writes):
                 loaded = np.zeros(LANES, dtype)
                 loaded[active] = memory.load(addresses[active] + np.uint64(i) * size, dtype)
@@ -41,6 +42,7 @@ def access(program: Program, instruction: Instruction) -> Handler:
 
     def store(warp: Warp, active: Lanes) -> None:
         memory, addresses = warp.cta.machine.space(warp, space), address(warp)
+        assert not (addresses[active] % whole).any(), "a vector store is misaligned"
         for i, read in enumerate(reads):
             memory.store(addresses[active] + np.uint64(i) * size, np.ascontiguousarray(read(warp)[active]))
 
@@ -125,7 +127,7 @@ def nothing(warp: Warp, active: Lanes) -> None:
     """Instructions whose effect the machine has no need of."""
 
 
-# Fences order memory, which is always in order here; what they are for in `asynchronous` is checked there.
+# Fences order accesses to memory, which are always in order here: a missing fence goes unnoticed.
 WITHOUT_EFFECT = ("setmaxnreg", "fence", "membar", "prefetch", "griddepcontrol", "nanosleep", "discard")
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.latents import Latents, LatentSpec, VideoSize
 from vidgen.nn.random import Generators
@@ -144,8 +144,3 @@ def reconstruction_losses(
     if critic is None:
         return own(video, reconstruction)
     return critic(video, reconstruction, own=own, last_layer=last_layer)
-
-
-def last_layer_of(module: nn.Module) -> Tensor:
-    """The last weight with at least two dimensions: where an adversarial term measures its gradient."""
-    return [weight for weight in module.parameters() if weight.ndim >= 2][-1]

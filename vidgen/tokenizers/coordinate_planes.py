@@ -19,7 +19,7 @@ from vidgen.nn.transformer import FeedForward
 from vidgen.tokenizers.base import Critic, check_video, reconstruction_losses
 from vidgen.tokenizers.blockwise import pad
 from vidgen.tokenizers.vit import Block, PatchEmbedding, check_stride, check_transformer, grid_places, learned_vectors
-from vidgen.tokenizers.whole_clip import WholeClipTokenizer, joined_losses
+from vidgen.tokenizers.whole_clip import WholeClipTokenizer
 
 PLANES = ("hw", "tw", "th")
 FRAMES_AT_ONCE = 8  # in decode: what bounds its memory
@@ -106,7 +106,7 @@ class CoordinatePlanesTokenizer(WholeClipTokenizer, ConfigMixin):
             )
         self.out_patch, self.sampled_patches, self.squared_weight = out_patch, sampled_patches, squared_weight
         bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
-        self.register_parts([bottleneck], (0, 0, 0))
+        self.register_parts({"plane": bottleneck}, ("plane", "plane", "plane"))
         self.to_patches = PatchEmbedding(self.patch, width, lone_first=False)
         self.plane_query = learned_vectors(len(PLANES), width)
         self.encoder = PlaneTransformer(width, heads, layers=encoder_layers)
@@ -220,26 +220,31 @@ class CoordinatePlanesTokenizer(WholeClipTokenizer, ConfigMixin):
         """A sample of scattered patches; under a critic, which judges frames, as many patches in whole frames."""
         check_video(video)
         size = (video.shape[2], video.shape[3], video.shape[4])
-        parts = self.bottlenecked(self.features(video), sample=True, generators=generators)
-        planes = self._decoded_planes([part.vectors for part in parts], size)
-        rows, columns = self._patch_grid(size)
+        tokens = self.bottlenecked(self.features(video), sample=True, generators=generators)
+        planes = self._decoded_planes(tokens.vectors, size)
         if critic is None:
             places = self._scattered(size, generators).to(video.device)
-            target = self._target_patches(video, places)
-            reconstruction = self._patches(planes, places)
+            target, reconstruction = self._target_patches(video, places), self._patches(planes, places)
             target, reconstruction = (rearrange(x, "b n c p q -> b c n p q") for x in (target, reconstruction))
         else:
-            count = max(1, min(size[0], self.sampled_patches // (rows * columns)))
-            first = (rand((len(video),), generators) * (size[0] - count + 1)).long()
-            frames = (first[:, None] + torch.arange(count)[None].to(first)).to(video.device)
-            frame = self._patch_places(size, frames=range(count)).to(video.device)
-            places = frame + F.pad(first.to(video.device)[:, None, None], (0, 2))
+            places, target = self._neighbouring_frames(video, generators)
             reconstruction = self._assembled(self._patches(planes, places), size)
-            target = torch.stack([clip[:, kept] for clip, kept in zip(video, frames, strict=True)])
         losses = reconstruction_losses(
             target, reconstruction, squared_weight=self.squared_weight, critic=critic, last_layer=self.last_layer
         )
-        return {**losses, **joined_losses(parts, [part.name for part in self.spec.parts])}
+        return {**losses, **tokens.losses}
+
+    def _neighbouring_frames(self, video: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+        """A few frames in a row of each sample: first pixels `b n 3` of all their patches, and the frames."""
+        size = (video.shape[2], video.shape[3], video.shape[4])
+        rows, columns = self._patch_grid(size)
+        count = max(1, min(size[0], self.sampled_patches // (rows * columns)))
+        first = (rand((len(video),), generators).cpu() * (size[0] - count + 1)).long()
+        places = self._patch_places(size, frames=range(count)) + F.pad(first[:, None, None], (0, 2))
+        frames = torch.stack(
+            [clip[:, start : start + count] for clip, start in zip(video, first.tolist(), strict=True)]
+        )
+        return places.to(video.device), frames
 
     def _scattered(self, size: VideoSize, generators: Generators) -> Tensor:
         """First pixels `b n 3` of random patches of the lattice, other ones for each sample."""

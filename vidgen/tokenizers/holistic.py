@@ -138,7 +138,7 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
                 f"got {queries} queries, train_size {tuple(train_size)} and prior_weight {prior_weight}"
             )
         bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
-        self.register_parts([bottleneck], (0,))
+        self.register_parts({"query": bottleneck}, ("query",))
         self.queries, self.tail_drop, self.squared_weight = queries, tail_drop, squared_weight
         self.train_grid = [max(1, extent // step) for extent, step in zip(train_size, self.stride, strict=True)]
         self.to_patches = PatchEmbedding(self.stride, width, lone_first=False)
@@ -219,8 +219,8 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
         self, video: Tensor, *, generators: Generators, critic: Critic | None = None
     ) -> dict[str, Tensor]:
         check_video(video)
-        bottlenecked = self.bottlenecked(self.features(video), sample=True, generators=generators)[0]
-        vectors = bottlenecked.vectors
+        tokens = self.bottlenecked(self.features(video), sample=True, generators=generators)
+        vectors = tokens.vectors[0]
         if self.tail_drop:
             kept = 1 + (rand((len(video),), generators) * self.queries).long()
             vectors = self._without_tail(vectors, kept)
@@ -228,13 +228,12 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
         losses = reconstruction_losses(
             video, reconstruction, squared_weight=self.squared_weight, critic=critic, last_layer=self.last_layer
         )
-        losses |= bottlenecked.losses
+        losses |= tokens.losses
         if self.prior_weight > 0:
-            losses["prior"] = self.prior_weight * self._prior_loss(bottlenecked.vectors, bottlenecked.ids)
+            losses["prior"] = self.prior_weight * self._prior_loss(tokens.vectors[0], tokens.ids[0])
         return losses
 
-    def _prior_loss(self, vectors: Tensor, ids: Tensor | None) -> Tensor:
-        assert ids is not None  # the constructor has seen to that
+    def _prior_loss(self, vectors: Tensor, ids: Tensor) -> Tensor:
         bottleneck = self.bottleneck(0)
         every_id = torch.arange(bottleneck.codebooks[0], device=ids.device)
         codes = bottleneck.lookup(rearrange(every_id, "k -> 1 k 1"))[0].detach()  # or they would all become alike

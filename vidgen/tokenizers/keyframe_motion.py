@@ -148,7 +148,8 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
         check_transformer(width=width, heads=heads, layers=len(windows))
         check_windows(windows)
         key = build_bottleneck(bottleneck_type, bottleneck_options or {})
-        self.register_parts([key, MotionVectors(reach=reach, discrete=bool(key.codebooks))], (0, 1))
+        motion = MotionVectors(reach=reach, discrete=bool(key.codebooks))
+        self.register_parts({"key": key, "motion": motion}, ("key", "motion"))
         self.group, self.patch, self.block, self.reach = group, patch, block, reach
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.to_patches = PatchEmbedding((1, patch, patch), width, lone_first=False)

@@ -100,7 +100,8 @@ class StructureDynamicsTokenizer(WholeClipTokenizer, ConfigMixin):
             raise ValueError(f"patch and queries must be at least 1, got {patch} and {queries}")
         structure = build_bottleneck(bottleneck_type, bottleneck_options or {})
         dynamics = build_bottleneck(bottleneck_type, dynamics_options or {})
-        self.register_parts([structure, dynamics], (0, 1, 1))
+        bottlenecks = {"structure": structure, "dynamics": dynamics}
+        self.register_parts(bottlenecks, ("structure", "dynamics", "dynamics"))
         self.queries, self.token, self.squared_weight = queries, MERGED * patch, squared_weight
         self.to_patches = PatchEmbedding((1, patch, patch), width, lone_first=False)
         self.encoder = SpaceTimeTransformer(width, heads, layers=layers)

@@ -1,7 +1,8 @@
 """Tokenizers that look at a whole clip at once: any parts of tokens, each with a bottleneck and statistics."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,26 @@ from vidgen.nn.random import Generators
 from vidgen.tokenizers.base import Critic, Tokenizer, check_video, reconstruction_losses
 
 
+@dataclass
+class BottleneckedParts:
+    """Vectors and ids (none if continuous) of each part, and the weighted terms of all bottlenecks."""
+
+    vectors: list[Tensor] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
 class WholeClipTokenizer(Tokenizer):
     """A trunk gives the features of the parts of `spec` and makes the video from their vectors; the rest is here.
 
     Attributes:
-        bottlenecks: the quantizers of the parts.
-        bottleneck_of: for each part of the spec the index of its bottleneck.
+        bottlenecks: by name; the names tell their loss terms apart where there are several.
+        bottleneck_of: for each part of the spec the name of its bottleneck; parts that share one follow each other.
         squared_weight: of the squared error beside the absolute one.
     """
 
-    bottlenecks: nn.ModuleList
-    bottleneck_of: tuple[int, ...]
+    bottlenecks: nn.ModuleDict
+    bottleneck_of: tuple[str, ...]
     squared_weight: float
 
     @abstractmethod
@@ -39,16 +49,16 @@ class WholeClipTokenizer(Tokenizer):
     def last_layer(self) -> Tensor:
         """The weight of the decoder at which an adversarial term measures its gradient."""
 
-    def register_parts(self, bottlenecks: Sequence[Bottleneck], bottleneck_of: tuple[int, ...]) -> None:
+    def register_parts(self, bottlenecks: dict[str, Bottleneck], bottleneck_of: tuple[str, ...]) -> None:
         """Keep the bottlenecks; statistics are `p c`, one row a part, 0 and 1 where a part has fewer channels."""
-        if len({len(bottleneck.codebooks) for bottleneck in bottlenecks}) != 1:
-            numbers = [len(bottleneck.codebooks) for bottleneck in bottlenecks]
+        numbers = {name: len(bottleneck.codebooks) for name, bottleneck in bottlenecks.items()}
+        if len(set(numbers.values())) != 1:
             raise ValueError(
                 f"all parts need equally many ids a token (0 = continuous), these have {numbers}; choose a bottleneck "
                 "with one id a token or a continuous one"
             )
-        self.bottlenecks, self.bottleneck_of = nn.ModuleList(bottlenecks), bottleneck_of
-        shape = (len(bottleneck_of), max(bottleneck.channels for bottleneck in bottlenecks))
+        self.bottlenecks, self.bottleneck_of = nn.ModuleDict(bottlenecks), bottleneck_of
+        shape = (len(bottleneck_of), max(bottleneck.channels for bottleneck in bottlenecks.values()))
         self.register_buffer("latent_mean", torch.zeros(shape))
         self.register_buffer("latent_std", torch.ones(shape))
 
@@ -66,20 +76,25 @@ class WholeClipTokenizer(Tokenizer):
     @torch.no_grad()
     def encode_from(self, start: int, video: Tensor, *, sample: bool, generators: Generators | None) -> Latents:
         """Tokens of frames that begin at frame `start` of their video."""
-        parts = self.bottlenecked(self.features(video.to(self.dtype)), sample=sample, generators=generators)
+        tokens = self.bottlenecked(self.features(video.to(self.dtype)), sample=sample, generators=generators)
         size = (video.shape[2], video.shape[3], video.shape[4])
         if not self.spec.discrete:
-            return Latents(self.standardised([part.vectors for part in parts]), None, size, self.spec, None, start)
-        ids = torch.cat([part.ids for part in parts if part.ids is not None], dim=1)
+            return Latents(self.standardised(tokens.vectors), None, size, self.spec, None, start)
+        ids = torch.cat(tokens.ids, dim=1)
         return Latents(self.reals_from_ids(ids, size), ids, size, self.spec, None, start)
 
-    def bottlenecked(
-        self, features: list[Tensor], *, sample: bool, generators: Generators | None
-    ) -> list[Bottlenecked]:
-        return [
-            self.bottleneck(part)(feature, sample=sample, generators=generators)
-            for part, feature in enumerate(features)
-        ]
+    def bottlenecked(self, features: list[Tensor], *, sample: bool, generators: Generators | None) -> BottleneckedParts:
+        """Features of each part through the bottlenecks; parts that share one go through it together, as one batch."""
+        result = BottleneckedParts()
+        for name, bottleneck in self.bottlenecks.items():
+            own = [feature for feature, of in zip(features, self.bottleneck_of, strict=True) if of == name]
+            tokens: Bottlenecked = bottleneck(torch.cat(own, dim=1), sample=sample, generators=generators)
+            lengths = [feature.shape[1] for feature in own]
+            result.vectors += tokens.vectors.split(lengths, dim=1)
+            result.ids += [] if tokens.ids is None else tokens.ids.split(lengths, dim=1)
+            prefix = "" if len(self.bottlenecks) == 1 else f"{name}_"
+            result.losses |= {f"{prefix}{term}": value for term, value in tokens.losses.items()}
+        return result
 
     # decoding
 
@@ -139,13 +154,12 @@ class WholeClipTokenizer(Tokenizer):
         self, video: Tensor, *, generators: Generators, critic: Critic | None = None
     ) -> dict[str, Tensor]:
         check_video(video)
-        parts = self.bottlenecked(self.features(video), sample=True, generators=generators)
-        size = (video.shape[2], video.shape[3], video.shape[4])
-        reconstruction = self.pixels([part.vectors for part in parts], size)
+        tokens = self.bottlenecked(self.features(video), sample=True, generators=generators)
+        reconstruction = self.pixels(tokens.vectors, (video.shape[2], video.shape[3], video.shape[4]))
         losses = reconstruction_losses(
             video, reconstruction, squared_weight=self.squared_weight, critic=critic, last_layer=self.last_layer
         )
-        return {**losses, **joined_losses(parts, [part.name for part in self.spec.parts])}
+        return {**losses, **tokens.losses}
 
     @torch.no_grad()
     def fit_statistics(self, videos: Iterable[Tensor]) -> None:
@@ -167,12 +181,3 @@ class WholeClipTokenizer(Tokenizer):
             channels = self.bottleneck(part).channels
             self.latent_mean[part, :channels] = mean[part, :channels].to(self.latent_mean)
             self.latent_std[part, :channels] = deviation[part, :channels].clamp(min=1e-4).to(self.latent_std)
-
-
-def joined_losses(parts: list[Bottlenecked], names: list[str]) -> dict[str, Tensor]:
-    """The terms of all parts; those of several parts are told apart by the name of the part."""
-    if len(parts) == 1:
-        return parts[0].losses
-    return {
-        f"{name}_{term}": value for name, part in zip(names, parts, strict=True) for term, value in part.losses.items()
-    }

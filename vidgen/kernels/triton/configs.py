@@ -62,15 +62,15 @@ CONFIGS: dict[tuple[int, int, int], AttentionConfig] = {
     (90, 32, 2): _config((128, 128, 8, 3), (64, 128, 8, 3), (128, 64, 8, 3), descriptors=True),
     (90, 64, 2): _config((128, 128, 8, 3), (64, 128, 8, 3), (128, 64, 8, 3), descriptors=True),
     (90, 128, 2): _config((128, 128, 8, 2), (64, 128, 8, 2), (128, 64, 8, 2), descriptors=True),
-    (100, 32, 2): _config((128, 128, 8, 3), (64, 128, 8, 3), (128, 64, 8, 3), descriptors=True),
-    (100, 64, 2): _config((128, 128, 8, 3), (64, 128, 8, 3), (128, 64, 8, 3), descriptors=True),
+    (100, 32, 2): _config((128, 64, 8, 3), (64, 128, 8, 3), (128, 64, 8, 3), descriptors=True),
+    (100, 64, 2): _config((128, 64, 8, 3), (64, 128, 8, 3), (128, 64, 8, 3), descriptors=True),
     (100, 128, 2): _config((128, 64, 8, 3), (64, 64, 8, 2), (128, 64, 8, 2), descriptors=True),
 }
 # Exact fp32 products run on plain cores in every architecture: small blocks, nothing to pipeline for.
 for _architecture in (80, 86, 90, 100):
-    for _head, _queries in ((32, 32), (64, 32), (128, 16)):
+    for _head, _side in ((32, 32), (64, 32), (128, 16)):
         CONFIGS[_architecture, _head, 4] = _config(
-            (32, 32, 8, 1), (32, 32, 8, 1), (_queries, 32, 8, 1), descriptors=False
+            (32, 32, 8, 1), (32, 32, 8, 1), (_side, _side, 8, 1), descriptors=False
         )
 
 # Small and lopsided, so that tests of a few hundred tokens meet full, partial and ragged blocks.
