@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vidgen.kernels import AttentionSpec
 from vidgen.kernels.blocks import FULL, NONE, PARTIAL, block_lists, block_map
+from vidgen.kernels.tile_choice import choose_tilings
 from vidgen.kernels.tiling import Tiling, token_index
 
 CPU = torch.device("cpu")
@@ -171,3 +172,43 @@ def test_the_lists_of_115200_tokens_take_well_under_a_second() -> None:
 def test_a_tile_larger_than_its_block_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tile \(2, 8, 8\) must hold between 1 and 64 tokens"):
         Tiling(block=64, tile=(2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("spec", "tile"),
+    [
+        (AttentionSpec.full((16, 16, 16)), None),
+        (AttentionSpec.frame_causal((21, 30, 52)), None),
+        (AttentionSpec.sequence(4096, True), None),
+        (AttentionSpec.sliding_tile((30, 48, 80), (18, 24, 24), tile=(6, 8, 8)), (2, 8, 8)),
+        (AttentionSpec.sliding_tile((21, 30, 52), (9, 30, 20), tile=(3, 10, 4)), (3, 10, 4)),
+    ],
+    ids=["full", "frame_causal", "sequence", "hunyuan_tiles", "wan_tiles"],
+)
+def test_patterns_are_cut_into_tiles_only_where_that_saves_work(spec: AttentionSpec, tile: tuple | None) -> None:
+    queries, keys = choose_tilings(spec, 128, 128)
+    if tile is None:
+        assert queries == keys == Tiling(block=128)
+        return
+    # other tiles of as many tokens may divide the groups as well; what matters is that nothing needs a mask
+    lists = block_lists(spec, queries, keys, CPU)
+    wanted = block_lists(spec, Tiling(block=128, tile=tile), Tiling(block=128, tile=tile), CPU)
+    assert lists.num_partial == wanted.num_partial == 0
+    assert lists.executed_pairs <= wanted.executed_pairs
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(specs(), st.sampled_from([(16, 16), (32, 16), (8, 32)]))
+def test_the_chosen_cut_fits_its_blocks_and_is_cheaper_than_runs_where_it_is_not_runs(
+    spec: AttentionSpec, blocks: tuple[int, int]
+) -> None:
+    cut = choose_tilings(spec, *blocks)
+    assert [tiling.block for tiling in cut] == list(blocks)
+    if cut[0].tile is None or spec.sink_frames or spec.prefix:
+        return  # prefix and sinks are left out of the comparison
+
+    def cost(tilings: tuple[Tiling, Tiling]) -> float:
+        seen = block_map(spec, *tilings)
+        return float((seen == FULL).sum() + 1.5 * (seen == PARTIAL).sum())
+
+    assert cost(cut) <= cost((Tiling(block=blocks[0]), Tiling(block=blocks[1])))
