@@ -11,7 +11,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from vidgen.eval.frechet import Moments, frechet_distance, frechet_distance_of_moments
 from vidgen.eval.frechet_uncertainty import delete_d_jackknife, extrapolate, split_half_floor
-from vidgen.eval.kernel_distance import JEDI, KID, PolynomialKernel, kernel_distance
+from vidgen.eval.mean_discrepancy import JEDI, KID, PolynomialKernel, kernel_distance
 
 
 def draw(count: int, width: int, *, seed: int, spread: float = 1.0, shift: float = 0.0) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_the_kernel_distance_is_the_unbiased_estimate_of_torchmetrics():
 def test_the_kernel_distance_does_not_depend_on_blocks(monkeypatch):
     real, fake = draw(37, 8, seed=1), draw(23, 8, seed=2)
     at_once = kernel_distance(real, fake)
-    monkeypatch.setattr("vidgen.eval.kernel_distance.BLOCK", 5)
+    monkeypatch.setattr("vidgen.eval.mean_discrepancy.BLOCK", 5)
     assert kernel_distance(real, fake) == pytest.approx(at_once, rel=1e-12)
 
 

@@ -382,8 +382,10 @@ def test_temperature_zero_takes_the_likeliest_codes_whatever_the_seed(family):
         pipe.scheduler.register_to_config(choice_temperature=0.0, choice_order="confidence")
     one, other = (latents_of(pipe, temperature=0.0, generator=seed(number)).ids for number in (1, 2))
     assert torch.equal(one, other)
-    greedy = latents_of(pipe, top_k=1, generator=seed(3)).ids
-    assert torch.equal(one, greedy)
+    # a single step: with one code left to draw from, all places are equally sure and their order is anybody's
+    steps = {"num_inference_steps": 1} if family == "masked" else {}
+    likeliest = latents_of(pipe, temperature=0.0, generator=seed(1), **steps).ids
+    assert torch.equal(likeliest, latents_of(pipe, top_k=1, generator=seed(3), **steps).ids)
 
 
 def test_guidance_can_stop_along_the_sequence():

@@ -1,7 +1,7 @@
 """The Triton attention against the float64 reference; test_triton_interpret.py and test_kernels_gpu.py run this file.
 
-On a GPU if there is one, else in Triton's interpreter (TRITON_INTERPRET=1), which takes CPU tensors. Both need their own
-process: Triton reads its switch when a kernel is defined.
+On a GPU if there is one, else in the interpreter of Triton (TRITON_INTERPRET=1), which takes CPU tensors. Both need
+their own process: Triton reads its switch when a kernel is defined.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.detector import DetectedObject, DetectedScene, Judgement, detect, judge
 from vidgen.eval.frechet import Moments, frechet_distance
 from vidgen.eval.interval import Interval, wilson_interval
-from vidgen.eval.kernel_distance import kernel_distance
+from vidgen.eval.mean_discrepancy import kernel_distance
 from vidgen.eval.metric import Metric, merge_across_ranks
 from vidgen.eval.perceptual import (
     FrameDistance,

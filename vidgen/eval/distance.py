@@ -19,7 +19,7 @@ from vidgen.eval.frechet_uncertainty import (
     extrapolate,
     split_half_floor,
 )
-from vidgen.eval.kernel_distance import JEDI, KID, PolynomialKernel, kernel_distance
+from vidgen.eval.mean_discrepancy import JEDI, KID, PolynomialKernel, kernel_distance
 from vidgen.eval.protocol import FeatureProtocol
 
 Kind = Literal["frechet", "limit", "kernel", "jedi"]

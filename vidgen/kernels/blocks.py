@@ -156,10 +156,11 @@ def _window_start(rule: AxisRule, query: Tensor, longest: bool) -> Tensor:
 
 
 def _rows(seen: Tensor, device: torch.device) -> BlockRows:
-    lists = []
-    for level in (FULL, PARTIAL):
+    def listed(level: int) -> tuple[Tensor, Tensor]:
         members = seen == level
         start = torch.nn.functional.pad(members.sum(dim=1).cumsum(0), (1, 0))
-        lists += [start.int().to(device), members.nonzero()[:, 1].int().to(device)]
+        return start.int().to(device), members.nonzero()[:, 1].int().to(device)
+
     order = (seen > NONE).sum(dim=1).argsort(descending=True, stable=True)
-    return BlockRows(*lists, order.int().to(device))
+    (full_start, full), (partial_start, partial) = listed(FULL), listed(PARTIAL)
+    return BlockRows(full_start, full, partial_start, partial, order.int().to(device))

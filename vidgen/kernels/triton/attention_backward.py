@@ -61,9 +61,9 @@ def _add_query_block(d_k, d_v, k_rows, v_rows, key_place, block, q, d_output, ls
 
 @triton.jit
 def attention_backward_keys(
-    q, k, v, d_output, lse, delta, d_k, d_v, lists, heads, heads_per_key, scale, scale_log2,
-    PATTERN: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    q, q_strides, k, v, d_output, d_output_strides, lse, delta, d_k, d_v, lists,
+    heads, heads_per_key, scale, scale_log2,
+    PATTERN: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one block of keys, summed over the query heads that share them; q and dO may be descriptors."""
     KEYS: tl.constexpr = PATTERN.keys
@@ -85,8 +85,9 @@ def attention_backward_keys(
             start, members = lists[2 * masked], lists[2 * masked + 1]
             for i in range(tl.load(start + block), tl.load(start + block + 1)):
                 d_k_rows, d_v_rows = _add_query_block(
-                    d_k_rows, d_v_rows, k_rows, v_rows, (time, row, column), tl.load(members + i), q, d_output, lse,
-                    delta, sample, head, heads, scale_log2, masked, PATTERN, HEAD, DESCRIPTORS)  # fmt: skip
+                    d_k_rows, d_v_rows, k_rows, v_rows, (time, row, column), tl.load(members + i),
+                    (q, q_strides), (d_output, d_output_strides), lse, delta, sample, head, heads, scale_log2,
+                    masked, PATTERN, HEAD, DESCRIPTORS)  # fmt: skip
     pointers, inside = row_pointers(d_k, sample, key_head, token, held, HEAD, PADDED_HEAD)
     tl.store(pointers, (d_k_rows * scale).to(d_k[0].dtype.element_ty), mask=inside)
     pointers, inside = row_pointers(d_v, sample, key_head, token, held, HEAD, PADDED_HEAD)
@@ -120,9 +121,8 @@ def _add_key_block(d_q, q_rows, d_output_rows, lse_log2, delta_rows, query_place
 
 @triton.jit
 def attention_backward_queries(
-    q, k, v, d_output, lse, delta, d_q, lists, heads, heads_per_key, scale, scale_log2,
-    PATTERN: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    q, k, k_strides, v, v_strides, d_output, lse, delta, d_q, lists, heads, heads_per_key, scale, scale_log2,
+    PATTERN: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one block of queries of one head; k and v may be descriptors."""
     QUERIES: tl.constexpr = PATTERN.queries
@@ -142,7 +142,8 @@ def attention_backward_queries(
         start, members = lists[2 * masked], lists[2 * masked + 1]
         for i in range(tl.load(start + block), tl.load(start + block + 1)):
             d_q_rows = _add_key_block(
-                d_q_rows, q_rows, d_output_rows, lse_log2, delta_rows, (time, row, column), tl.load(members + i), k, v,
-                sample, head // heads_per_key, scale_log2, masked, PATTERN, HEAD, DESCRIPTORS)  # fmt: skip
+                d_q_rows, q_rows, d_output_rows, lse_log2, delta_rows, (time, row, column), tl.load(members + i),
+                (k, k_strides), (v, v_strides), sample, head // heads_per_key, scale_log2,
+                masked, PATTERN, HEAD, DESCRIPTORS)  # fmt: skip
     pointers, inside = row_pointers(d_q, sample, head, token, held, HEAD, PADDED_HEAD)
     tl.store(pointers, (d_q_rows * scale).to(d_q[0].dtype.element_ty), mask=inside)

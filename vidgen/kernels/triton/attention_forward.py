@@ -47,15 +47,14 @@ def _attend_block(output, peak, total, q, query_place, block, k, v, sample, head
 
 @triton.jit
 def attention_forward(
-    q, k, v, output, lse, lists, heads, heads_per_key, scale_log2,
-    PATTERN: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
+    q, k, k_strides, v, v_strides, output, lse, lists, heads, heads_per_key, scale_log2,
+    PATTERN: tl.constexpr, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """One program for a block of queries of one head: output `b h n d` and natural log-sum-exp `b h n` (contiguous).
 
-    q, k, v, output: (source, strides of sample, head and row). The source of k and v is a pointer or, with DESCRIPTORS,
-    a descriptor of blocks (1, 1, block, head) of the tensor, packed in tile order where the pattern has tiles.
-    `lists`: the fields of `BlockRows`. `scale_log2`: the positive scale times log2(e).
+    q, output: (pointer, (strides of sample, head, row)). k, v: pointers or, with DESCRIPTORS, descriptors of blocks
+    (1, 1, block, head) of tensors packed in tile order where the pattern has tiles; arguments of their own, because
+    Triton 3.6 finds no descriptors in tuples. `lists`: the fields of `BlockRows`. `scale_log2`: scale times log2(e).
     """
     QUERIES: tl.constexpr = PATTERN.queries
     BLOCK: tl.constexpr = QUERIES.tiling.block
@@ -72,8 +71,9 @@ def attention_forward(
         start, members = lists[2 * masked], lists[2 * masked + 1]
         for i in range(tl.load(start + block), tl.load(start + block + 1)):
             sum_rows, peak, total = _attend_block(
-                sum_rows, peak, total, q_rows, (time, row, column), tl.load(members + i), k, v, sample,
-                head // heads_per_key, scale_log2, masked, PATTERN, HEAD, DESCRIPTORS)  # fmt: skip
+                sum_rows, peak, total, q_rows, (time, row, column), tl.load(members + i),
+                (k, k_strides), (v, v_strides), sample, head // heads_per_key, scale_log2,
+                masked, PATTERN, HEAD, DESCRIPTORS)  # fmt: skip
     # a query that sees nothing has total 0 and peak -inf: output 0, log-sum-exp -inf
     total = tl.where(total == 0.0, 1.0, total)
     pointers, inside = row_pointers(output, sample, head, token, held, HEAD, PADDED_HEAD)

@@ -1,6 +1,7 @@
 """Launching the Triton attention kernels on tensors of any strides."""
 
 import contextlib
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from vidgen.kernels.triton.attention_forward import attention_forward
 from vidgen.kernels.triton.configs import AttentionConfig, KernelConfig, padded_head
 from vidgen.kernels.triton.pattern import Pattern
 
+CONTIGUOUS = torch.contiguous_format
 LOG2_E = 1.4426950408889634
 DELTA_BLOCK = 64
 
@@ -28,18 +30,18 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, scale: float, config: AttentionConfig
 ) -> tuple[Tensor, Tensor]:
     """q `b h n d`, k and v `b g m d` -> output like q and the natural log-sum-exp `b h n`, float32."""
+    output = result_like(q)
     q, k, v = (_readable(tensor) for tensor in (q, k, v))
-    output = torch.empty_like(q)
     batch, heads, queries, _ = q.shape
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     kernel = config.forward
     pattern = _pattern(spec, kernel)
     lists = block_lists(spec, pattern.query_tiling, pattern.key_tiling, q.device).by_query
-    keys = [_walked(tensor, pattern.key_tiling, spec.kv_grid, spec.prefix, kernel) for tensor in (k, v)]
+    walked_k, walked_v = (_walked(tensor, pattern.key_tiling, spec.kv_grid, spec.prefix, kernel) for tensor in (k, v))
     with _on_device(q):
         attention_forward[(pattern.queries.blocks * heads * batch,)](
-            _strided(q), *keys, _strided(output), lse, _fields(lists), heads, heads // k.shape[1], scale * LOG2_E,
-            **_constants(pattern, q, kernel),
+            _strided(q), *walked_k, *walked_v, _strided(output), lse,
+            _fields(lists), heads, heads // k.shape[1], scale * LOG2_E, **_constants(pattern, q, kernel),
         )  # fmt: skip
     return output, lse
 
@@ -58,10 +60,10 @@ def backward(
     config: AttentionConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from those of `forward`'s two results; the same bits in every run."""
+    d_q, d_k, d_v = (result_like(tensor) for tensor in (q, k, v))
     q, k, v, d_output = (_readable(tensor) for tensor in (q, k, v, d_output))
     batch, heads, queries, head_size = q.shape
     key_heads = k.shape[1]
-    d_q, d_k, d_v = (torch.empty_like(tensor) for tensor in (q, k, v))
     delta = torch.empty_like(lse)
     with _on_device(q):
         attention_delta[(-(-queries // DELTA_BLOCK) * heads * batch,)](
@@ -76,21 +78,29 @@ def backward(
             _walked(tensor, pattern.query_tiling, spec.grid, spec.query_prefix, kernel) for tensor in (q, d_output)
         )
         attention_backward_keys[(pattern.keys.blocks * key_heads * batch,)](
-            walked_q, _strided(k), _strided(v), walked_d_output, lse, delta, _strided(d_k), _strided(d_v),
+            *walked_q, _strided(k), _strided(v), *walked_d_output, lse, delta, _strided(d_k), _strided(d_v),
             _fields(lists), heads, heads // key_heads, scale, scale * LOG2_E, **_constants(pattern, q, kernel),
         )  # fmt: skip
 
         kernel = config.backward_queries
         pattern = _pattern(spec, kernel)
         lists = block_lists(spec, pattern.query_tiling, pattern.key_tiling, q.device).by_query
-        keys = [_walked(tensor, pattern.key_tiling, spec.kv_grid, spec.prefix, kernel) for tensor in (k, v)]
+        walked_k, walked_v = (
+            _walked(tensor, pattern.key_tiling, spec.kv_grid, spec.prefix, kernel) for tensor in (k, v)
+        )
         attention_backward_queries[(pattern.queries.blocks * heads * batch,)](
-            _strided(q), *keys, _strided(d_output), lse, delta, _strided(d_q),
+            _strided(q), *walked_k, *walked_v, _strided(d_output), lse, delta, _strided(d_q),
             _fields(lists), heads, heads // key_heads, scale, scale * LOG2_E, **_constants(pattern, q, kernel),
         )  # fmt: skip
     return d_q, d_k, d_v
 
 
+def result_like(tensor: Tensor) -> Tensor:
+    """Memory for a result in the order of `tensor`'s axes, with the channels side by side whatever that order is."""
+    return torch.empty_like(tensor, memory_format=torch.preserve_format if tensor.stride(3) == 1 else CONTIGUOUS)
+
+
+@lru_cache(maxsize=256)
 def _pattern(spec: AttentionSpec, kernel: KernelConfig) -> Pattern:
     return Pattern(spec, *choose_tilings(spec, kernel.queries, kernel.keys))
 
@@ -116,24 +126,25 @@ def _readable(tensor: Tensor) -> Tensor:
     steps = [step * tensor.element_size() for step in tensor.stride()[:3]]
     if tensor.stride(3) == 1 and tensor.data_ptr() % 16 == 0 and all(step % 16 == 0 for step in steps):
         return tensor
-    return tensor.contiguous()
+    # not .contiguous(), which keeps odd strides of axes of length 1
+    return tensor.clone(memory_format=CONTIGUOUS)
 
 
-def _strided(tensor: Tensor) -> tuple[Any, int, int, int]:
+def _strided(tensor: Tensor) -> tuple[Any, tuple[int, ...]]:
     """What kernels take: the pointer and the strides of sample, head and row."""
-    return (tensor, *tensor.stride()[:3])
+    return tensor, tensor.stride()[:3]
 
 
 def _walked(
     tensor: Tensor, tiling: Tiling, grid: Triple, prefix: int, kernel: KernelConfig
-) -> tuple[Any, int, int, int]:
+) -> tuple[Any, tuple[int, ...]]:
     """The tensor that a kernel walks over; with descriptors, which read only consecutive rows, packed in tile order."""
     if not kernel.descriptors:
         return _strided(tensor)
     if tiling.tile is not None:
         tensor = pack(tensor, tiling, grid, prefix)
     block = [1, 1, tiling.block, padded_head(tensor.shape[3])]
-    return (TensorDescriptor.from_tensor(tensor, block), 0, 0, 0)
+    return TensorDescriptor.from_tensor(tensor, block), (0, 0, 0)
 
 
 def pack(tensor: Tensor, tiling: Tiling, grid: Triple, prefix: int) -> Tensor:

@@ -25,7 +25,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, spec: Sequence[int], scale: floa
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, spec: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return launch.result_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("vidgen::triton_attention_backward", mutates_args=())
@@ -56,7 +56,7 @@ def _(
     spec: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return launch.result_like(q), launch.result_like(k), launch.result_like(v)
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

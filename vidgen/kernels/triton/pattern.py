@@ -156,7 +156,7 @@ def sees(query_time, query_row, query_column, key_time, key_row, key_column, PAT
         GROUP: tl.constexpr = TIME.causal_group
         last_time = query_time // GROUP * GROUP + GROUP - 1
     else:
-        last_time = query_time * 0 + NEVER - 1
+        last_time = tl.full(query_time.shape, NEVER - 1, tl.int32)
     if TEXT_ASKS:
         if PATTERN.spec.prefix_mode == "bidir":
             last_time = tl.where(query_time < 0, NEVER - 1, last_time)
@@ -194,11 +194,11 @@ def sees(query_time, query_row, query_column, key_time, key_row, key_column, PAT
 
 @triton.jit
 def row_pointers(tensor, sample, head, token, held, HEAD: tl.constexpr, PADDED_HEAD: tl.constexpr):
-    """Pointers `tokens PADDED_HEAD` to rows of a (pointer, strides of sample, head and row), and which are inside."""
-    pointer, sample_stride, head_stride, row_stride = tensor
+    """Pointers `tokens PADDED_HEAD` to rows of a (pointer, (strides of sample, head, row)), and which are inside."""
+    pointer, strides = tensor
     channel = tl.arange(0, PADDED_HEAD)
-    start = pointer + sample.to(tl.int64) * sample_stride + head.to(tl.int64) * head_stride
-    pointers = start + token.to(tl.int64)[:, None] * row_stride + channel[None, :]
+    start = pointer + sample.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    pointers = start + token.to(tl.int64)[:, None] * strides[2] + channel[None, :]
     return pointers, held[:, None] & (channel < HEAD)[None, :]
 
 
