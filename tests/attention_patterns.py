@@ -162,8 +162,8 @@ def make_inputs(
 def relative_error(ours: Tensor, reference: Tensor) -> float:
     """RMS of the difference over RMS of the reference; scale-free."""
     difference = (ours.double() - reference.double()).square().mean().sqrt()
-    # a gradient that is zero in exact arithmetic (one visible key) leaves only rounding to compare with
-    return float(difference.detach() / reference.detach().double().square().mean().sqrt().clamp(min=1e-2))
+    # a gradient that is zero in exact arithmetic (one visible key) is rounding of terms near 1: no ratio to go by
+    return float(difference.detach() / reference.detach().double().square().mean().sqrt().clamp(min=1e-1))
 
 
 def output_and_gradients(spec: AttentionSpec, tensors: tuple[Tensor, ...], backend: str) -> list[Tensor]:
