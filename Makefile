@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed-from-pyproject
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format scores gpu clean
+.PHONY: help setup demo test test-slow check format scores gallery gpu clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,6 +42,9 @@ format: setup  ## let ruff rewrite what it can
 
 scores: setup  ## make every number under eval/results/ again (long)
 	$(BIN)/python eval/scores.py
+
+gallery: setup  ## make the pictures of the README again from the built-in weights
+	$(BIN)/python eval/gallery.py
 
 gpu: setup  ## on a CUDA machine: the GPU tests, the kernel table, the next training stage
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device, and torch " + torch.__version__ + " sees none here. Run it on a machine with an NVIDIA GPU and its driver.")'

@@ -1,8 +1,9 @@
 """Score the built-in models again (`make scores`): eval/results/obedience*.json, reconstruction*.json, README tables.
 
-Obedience: one-object prompts of the test split, which no model or setting was chosen on; each share with a 95 % Wilson
-interval. The ceiling is the tokenizer: rendered videos of the same prompts, encoded and decoded, before the same judge.
-Reconstruction: the shapes world, and the real clips of the shared folder where it is present.
+Obedience: prompts of the test split with one and with two objects, which no model or setting was chosen on; each share
+with a 95 % Wilson interval. The ceiling is the tokenizer: rendered videos of the same prompts, encoded and decoded,
+before the same judge. Reconstruction: the shapes world, and the real clips of the shared folder where it is present.
+What `vidgen models` shows goes to `scores.json` beside the weights.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from vidgen.eval.interval import wilson_interval
 from vidgen.eval.obedience import TEST_SEED, draw_prompts, evaluate_obedience
 from vidgen.eval.recon_suite import clips_from_dataset, clips_from_files, evaluate_reconstruction
 from vidgen.eval.report import environment_stamp, write_json
+from vidgen.loading import PRETRAINED
 from vidgen.nn.random import seeded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,12 +43,13 @@ REAL_CLIPS = (
     "torchcodec_nasa_13013.mp4",
 )
 HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right": "all right"}
+OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what its result file is called by
 
 
-def ceiling(tokenizer_name: str, prompts: int) -> dict[str, Any]:
+def ceiling(tokenizer_name: str, prompts: int, objects: int) -> dict[str, Any]:
     """Obedience of rendered videos after encoding and decoding: what a perfect generator would reach."""
     tokenizer: Any = vidgen.load(tokenizer_name)
-    scenes = draw_prompts("test", prompts, seed=TEST_SEED)
+    scenes = draw_prompts("test", prompts, seed=TEST_SEED, objects=objects)
     right: dict[str, int] = dict.fromkeys(ATTRIBUTES, 0)
     for scene, generator in zip(scenes, seeded(range(prompts)), strict=True):
         video = render(scene, num_frames=17, height=64, width=64, generator=generator)
@@ -58,26 +61,51 @@ def ceiling(tokenizer_name: str, prompts: int) -> dict[str, Any]:
         interval = wilson_interval(count, prompts)
         shares[name] = {"right": count, "share": count / prompts, "low": interval.low, "high": interval.high}
     model = f"{tokenizer_name} (ceiling)"
-    return {"model": model, "num_prompts": prompts, "attributes": shares, "environment": environment_stamp()}
+    return {
+        "model": model,
+        "objects": objects,
+        "num_prompts": prompts,
+        "attributes": shares,
+        "environment": environment_stamp(),
+    }
 
 
 def obedience(names: list[str], prompts: int, batch_size: int) -> None:
-    """Score the models called `names`; each has its own result file."""
+    """Score the models called `names`; each has its own result file for either number of objects."""
     for name in names:
-        if name in TOKENIZERS:
-            result = ceiling(name, prompts)
-        else:
-            pipeline: Any = vidgen.load(name)
-            result = evaluate_obedience(
-                pipeline, num_prompts=prompts, seed=TEST_SEED, batch_size=batch_size, split="test", name=name
-            )
-        write_json(RESULTS / f"obedience_{name}.json", result)
-        print(name, {key: value["share"] for key, value in result["attributes"].items()}, flush=True)
+        for objects in OBJECTS:
+            if name in TOKENIZERS:
+                result = ceiling(name, prompts, objects)
+            else:
+                pipeline: Any = vidgen.load(name)
+                result = evaluate_obedience(
+                    pipeline,
+                    num_prompts=prompts,
+                    objects=objects,
+                    seed=TEST_SEED,
+                    batch_size=batch_size,
+                    split="test",
+                    name=name,
+                )
+            write_json(result_file(name, objects), result)
+            print(name, objects, {key: value["share"] for key, value in result["attributes"].items()}, flush=True)
+        if name in PIPELINES:
+            one, two = (percent(saved(name, objects)["attributes"]["all_right"]) for objects in OBJECTS)
+            write_json(PRETRAINED / name / "scores.json", {"summary": f"all right: one object {one}, two {two}"})
 
 
-def saved_obedience() -> list[dict[str, Any]]:
-    """The results of all models, as `obedience` wrote them."""
-    return [json.loads((RESULTS / f"obedience_{name}.json").read_text()) for name in (*PIPELINES, *TOKENIZERS)]
+def result_file(name: str, objects: int) -> Path:
+    return RESULTS / f"obedience_{OBJECTS[objects]}{name}.json"
+
+
+def saved(name: str, objects: int) -> dict[str, Any]:
+    """The result as `obedience` wrote it."""
+    return json.loads(result_file(name, objects).read_text())
+
+
+def percent(share: dict[str, float]) -> str:
+    """Value and interval."""
+    return f"{100 * share['share']:.0f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
 
 
 def reconstruction(shared: Path | None) -> list[tuple[str, str, dict[str, Any]]]:
@@ -96,20 +124,28 @@ def reconstruction(shared: Path | None) -> list[tuple[str, str, dict[str, Any]]]
             report.write(RESULTS / f"reconstruction_{kind}_{name}.json")
             Console(width=240).print(report.table(), *report.notes(), sep="\n")
             rows.append((kind, name, report.subjects[0].total))
+            if kind == "shapes":
+                write_json(PRETRAINED / name / "scores.json", {"summary": summary(report.subjects[0].total)})
     return rows
 
 
-def obedience_table(results: list[dict[str, Any]]) -> str:
+def summary(total: dict[str, Any]) -> str:
+    """One line for `vidgen models`."""
+    return f"PSNR {total['psnr.rgb.frame_mean.cap100']:.1f} dB on the shapes world"
+
+
+def obedience_table() -> str:
     """Markdown: share and interval in percent."""
-    lines = [f"| model | N | {' | '.join(HEADINGS.values())} | seconds a video |", "|---|---|---|---|---|"]
-    for result in results:
-        cells = []
-        for name in HEADINGS:
-            value = result["attributes"][name]
-            cells.append(f"{100 * value['share']:.0f} % ({100 * value['low']:.0f}–{100 * value['high']:.0f})")
-        seconds = result.get("seconds_per_video")
+    headings = [
+        heading if objects == 1 else f"two objects: {heading}" for objects in OBJECTS for heading in HEADINGS.values()
+    ]
+    lines = [f"| model | N | {' | '.join(headings)} | seconds a video |", "|---" * (len(headings) + 3) + "|"]
+    for name in (*PIPELINES, *TOKENIZERS):
+        one = saved(name, 1)
+        cells = [percent(saved(name, objects)["attributes"][key]) for objects in OBJECTS for key in HEADINGS]
+        seconds = one.get("seconds_per_video")
         cells.append("" if seconds is None else f"{seconds:.1f}")
-        lines.append(f"| {result['model']} | {result['num_prompts']} | {' | '.join(cells)} |")
+        lines.append(f"| {one['model']} | {one['num_prompts']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -135,7 +171,7 @@ def write_between(marker: str, text: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--only", nargs="*", help="score these models' obedience only, and no reconstruction")
     arguments = parser.parse_args()
@@ -144,5 +180,4 @@ if __name__ == "__main__":
         write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
     wanted = [*PIPELINES, *TOKENIZERS] if arguments.only is None else arguments.only
     obedience(wanted, arguments.prompts, arguments.batch_size)
-    if all((RESULTS / f"obedience_{name}.json").is_file() for name in (*PIPELINES, *TOKENIZERS)):
-        write_between("obedience", obedience_table(saved_obedience()))
+    write_between("obedience", obedience_table())

@@ -28,7 +28,7 @@ def run(command: Command) -> None:
 
 
 def built_in_models() -> list[tuple[str, str, str]]:
-    """Name, kind and class of every model in `vidgen/pretrained`; tokenizers first."""
+    """Name, kind, class, size and scores of every model in `vidgen/pretrained`; tokenizers first."""
     tokenizers, pipelines = [], []
     for folder in sorted(path for path in PRETRAINED.iterdir() if path.is_dir()):
         megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
@@ -39,7 +39,11 @@ def built_in_models() -> list[tuple[str, str, str]]:
         else:
             continue
         class_name = json.loads(config.read_text())["_class_name"]
-        rows.append((folder.name, kind, f"{class_name}, {megabytes:.1f} MB"))
+        about = f"{class_name}, {megabytes:.1f} MB"
+        scores = folder / "scores.json"  # a model that was shipped a moment ago has none yet
+        if scores.is_file():
+            about += f"; {json.loads(scores.read_text())['summary']}"
+        rows.append((folder.name, kind, about))
     return tokenizers + pipelines
 
 
