@@ -249,7 +249,7 @@ def test_inputs_that_do_not_fit_are_refused_with_the_argument_named() -> None:
         ((q[:, :, 1:], k, v), {}, r"q has 25 tokens but the spec has 26 queries \(2 prefix \+ grid 2x3x4\)"),
         ((q, k[:, :, 1:], v), {}, "k has 25 tokens but the spec has 26 keys"),
         ((q, k, v[:1]), {}, "v has batch 1, q has 2"),
-        ((q, k[:, :1], v), {}, "equally many heads, a divisor of q's 2; got 1 and 2"),
+        ((q, k[:, :1], v), {}, "equally many heads, a divisor of q's 2; got 1 and 2, use 1"),
         ((q[..., :4], k, v), {}, "q and k need equal head sizes, got 4 and 8"),
         ((q[0], k, v), {}, "4 dimensions"),
         ((q, k.to("meta"), v), {}, "k is on meta, q on cpu"),

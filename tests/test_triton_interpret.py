@@ -51,7 +51,12 @@ def test_without_a_gpu_the_backend_says_what_it_needs() -> None:
     ("dtype", "head", "reason"),
     [
         (torch.float64, 64, "float16, bfloat16 and float32, not torch.float64"),
-        (torch.bfloat16, 80, "equal head sizes of 32, 64, 96, 128 for q, k and v; got 80 and 80"),
+        (
+            torch.bfloat16,
+            80,
+            "equal head sizes of 32, 64, 96, 128 for q, k and v; got 80 and 80 (v): pad with zeros to 96",
+        ),
+        (torch.float16, 160, "got 160 and 160 (v): use more heads of 128"),
     ],
 )
 def test_what_the_kernels_cannot_take_is_refused_with_the_reason(dtype: torch.dtype, head: int, reason: str) -> None:
