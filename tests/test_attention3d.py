@@ -142,6 +142,30 @@ def test_attention_compiles_to_one_graph(name: str) -> None:
     assert q.grad is not None and q.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["windows", "products"])
+def test_under_compile_auto_takes_what_can_be_traced_and_halo_says_why_it_cannot(dtype: torch.dtype) -> None:
+    """Eagerly these calls go to the two backends that are loops in Python: `halo` and `matmul`."""
+    torch._dynamo.reset()
+    spec = (
+        AttentionSpec.sequence(12, True)
+        if dtype == torch.bfloat16
+        else AttentionSpec.neighborhood((16, 16, 16), (5, 5, 5))
+    )
+    q, k, v, gradient = make_inputs(spec, dtype=dtype, heads=1, kv_heads=1)
+    assert choose(q, k, v, spec, return_lse=False) == ("matmul" if dtype == torch.bfloat16 else "halo")
+    compiled = torch.compile(lambda *tensors: attention3d(*tensors, spec), backend="aot_eager", fullgraph=True)
+    output = compiled(q, k, v)
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(output, attention3d(q, k, v, spec), **tolerance)
+    output.backward(gradient)
+    assert q.grad is not None and q.grad.isfinite().all()
+    explicit = torch.compile(
+        lambda *tensors: attention3d(*tensors, spec, backend="halo"), backend="eager", fullgraph=True
+    )
+    with pytest.raises(Exception, match="halo cannot serve this call: its plan is made in Python"):
+        explicit(q, k, v)
+
+
 def test_a_spec_built_inside_a_compiled_forward_follows_the_shape() -> None:
     torch._dynamo.reset()
 
@@ -225,7 +249,7 @@ def test_inputs_that_do_not_fit_are_refused_with_the_argument_named() -> None:
         ((q[:, :, 1:], k, v), {}, r"q has 25 tokens but the spec has 26 queries \(2 prefix \+ grid 2x3x4\)"),
         ((q, k[:, :, 1:], v), {}, "k has 25 tokens but the spec has 26 keys"),
         ((q, k, v[:1]), {}, "v has batch 1, q has 2"),
-        ((q, k[:, :1], v), {}, "equally many heads, a divisor of q's 2; got 1 and 2"),
+        ((q, k[:, :1], v), {}, "equally many heads, a divisor of q's 2; got 1 and 2, use 1"),
         ((q[..., :4], k, v), {}, "q and k need equal head sizes, got 4 and 8"),
         ((q[0], k, v), {}, "4 dimensions"),
         ((q, k.to("meta"), v), {}, "k is on meta, q on cpu"),

@@ -132,9 +132,28 @@ def test_specs_are_frozen_values_that_hash_copy_and_survive_json() -> None:
         (lambda: AttentionSpec(grid=(1, 2)), "grid must be a tuple of three integers"),
         (lambda: AttentionSpec(grid=(1, 0, 2)), "grid along height must be at least 1, got 0"),
         (lambda: AttentionSpec(grid=[1, 1, 2]), "grid must be a tuple"),
-        (lambda: AttentionSpec(grid=(2, 2, 2), window=((1, -1), None, None)), "window along time must be None or"),
+        (
+            lambda: AttentionSpec(grid=(2, 2, 2), window=((1, -1), None, None)),
+            r"not be negative, got \(1, -1\); use \(1, 0\)",
+        ),
+        (
+            lambda: AttentionSpec(grid=(2, 2, 2), window=(3, None, None)),
+            "window along time must be None or two integers",
+        ),
+        (
+            lambda: AttentionSpec(grid=(2, 2, 2), window=(None, (0.5, 1), None)),
+            "window along height must be None or two",
+        ),
+        (lambda: AttentionSpec(grid=(2, 2, 2), causal=(1, 0, 0)), "causal must be a tuple of three booleans"),
+        (lambda: AttentionSpec.full((2, 2, 2), prefix=2.5), "prefix must be an integer of at least 0, got 2.5"),
+        (lambda: AttentionSpec.neighborhood((4, 4, 4), (3, 3)), r"three sizes \(time, height, width\), got \(3, 3\)"),
+        (lambda: AttentionSpec.neighborhood((4, 4, 4), (3, 0, 3)), "window along height must be None or an integer"),
+        (
+            lambda: AttentionSpec.dilated_neighborhood((4, 4, 4), (1, 1, 1), dilation=(8, 1, 1)),
+            "dilation 8 along time is larger than the grid, 4; use at most 4",
+        ),
         (lambda: AttentionSpec(grid=(2, 2, 2), edge="wrap"), "edge must be one of shrink, clamp, got 'wrap'"),
-        (lambda: AttentionSpec(grid=(2, 2, 2), prefix=-1), "prefix must be at least 0, got -1"),
+        (lambda: AttentionSpec(grid=(2, 2, 2), prefix=-1), "prefix must be an integer of at least 0, got -1"),
         (lambda: AttentionSpec(grid=(2, 2, 2), q_frame_offset=3), "give kv_frames=5 or more"),
         (lambda: AttentionSpec(grid=(2, 2, 2), q_frame_offset=3, kv_frames=4), "give kv_frames=5 or more"),
         (lambda: AttentionSpec(grid=(2, 2, 2), causal_group=2), "causal_group 2 needs causal time"),
@@ -149,7 +168,10 @@ def test_specs_are_frozen_values_that_hash_copy_and_survive_json() -> None:
             lambda: AttentionSpec.frame_causal((2, 2, 2), prefix=1, prefix_mode="bidir"),
             'prefix_mode "bidir" with causal time',
         ),
-        (lambda: AttentionSpec.neighborhood((3, 5, 4), (3, 3, 5)), "holds 5 positions, more than the 4"),
+        (
+            lambda: AttentionSpec.neighborhood((3, 5, 4), (3, 3, 5)),
+            "window along width holds 5 positions, more than the 4 .* use at most 4",
+        ),
         (
             lambda: AttentionSpec.dilated_neighborhood((3, 5, 4), (1, 3, 1), dilation=(1, 2, 1)),
             "holds 3 positions, more than the 2",

@@ -343,7 +343,7 @@ REFUSALS = [
     ({"device": "cpu"}, "run on CUDA, not on cpu"),
     ({"requires_grad": True}, "no backward pass; use the triton backend"),
     ({"dtype": torch.float32}, "takes bfloat16 and float16, not torch.float32"),
-    ({"head_size": 96}, "equal head sizes of 64 or 128 for q, k and v; got 96"),
+    ({"head_size": 96}, "equal head sizes of 64, 128 for q, k and v; got 96"),
     ({"spec": AttentionSpec.neighborhood((30, 48, 80), (19, 25, 25))}, "blocks are neither all visible nor all hidden"),
 ]
 

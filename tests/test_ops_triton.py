@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_triton_compile import OTHER_TRITON, other_triton
 
 HERE = Path(__file__).resolve().parent
 # Shared memory that one block may take (bytes), and spills that we accept: a few registers at the widest rows.
@@ -14,10 +15,17 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SPILLED = 64
 
 
-def run(*command: str, interpret: bool) -> str:
-    """Output of a Python process; Triton reads its switch when a kernel is defined, so it cannot be set in this one."""
+def run(*command: str, interpret: bool, path: str = "") -> str:
+    """Output of a Python process; Triton reads its switch when a kernel is defined, so it cannot be set in this one.
+
+    `path`: a folder with another Triton, to be found first.
+    """
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1" if interpret else "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, [path, str(HERE.parent)])),
+    }
     done = subprocess.run([sys.executable, *command], cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout
@@ -41,8 +49,8 @@ def test_kernels_equal_their_torch_forms_on_the_gpu():
     run(*checks(), interpret=False)
 
 
-def compiled(arch: int, *cases: str) -> list[dict]:
-    lines = run(str(HERE / "triton_ops_resources.py"), str(arch), *cases, interpret=False).splitlines()
+def compiled(arch: int, *cases: str, path: str = "") -> list[dict]:
+    lines = run(str(HERE / "triton_ops_resources.py"), str(arch), *cases, interpret=False, path=path).splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -64,3 +72,11 @@ def test_common_sizes_compile_for_a_hopper_gpu_without_one():
 @pytest.mark.parametrize("arch", list(SHARED_MEMORY))
 def test_every_shipped_size_compiles_for_every_architecture(arch):
     check_resources(compiled(arch, "all"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_shipped_size_also_compiles_with_the_triton_of_older_pytorch(arch: int, pytestconfig: pytest.Config):
+    kernels = compiled(arch, "all", path=other_triton(pytestconfig))
+    assert {kernel["triton"] for kernel in kernels} == {OTHER_TRITON}
+    check_resources(kernels)

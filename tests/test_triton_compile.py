@@ -20,12 +20,18 @@ SPILLED = 288
 LOOP_SPILLS = {"bf16": 4, "fp16": 8, "fp32": 16}
 # What multiplies the matrices in 16 bits.
 MULTIPLIER = {80: "mma", 86: "mma", 90: "wgmma", 100: "tcgen05"}
-OTHER_TRITON = "3.6.0"  # beside torch 2.11
+OTHER_TRITON = "3.6.0"  # beside torch 2.11; allocates registers a little worse
+OTHER_SPILLED = 288
+OTHER_LOOP_SPILLS = {"everything": 64}  # a pattern that nobody asks for
 
 
 def resources(*cases: str, path: str = "") -> list[dict]:
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": f"{path}:{HERE.parent}"}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, [path, str(HERE.parent)])),
+    }
     command = [sys.executable, str(HERE / "triton_resources.py"), *cases]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -42,11 +48,18 @@ def check(kernels: list[dict]) -> None:
             assert (kernel["tma"] > 0) == (kernel["arch"] >= 90), kernel
 
 
-def test_hopper_kernels_use_its_tensor_cores_and_memory_engine_without_spills_in_their_loops() -> None:
+def test_the_hopper_kernel_uses_its_tensor_cores_and_memory_engine_without_spills() -> None:
+    (kernel,) = resources("90-128-bf16-sliding_tile-forward")
+    check([kernel])
+    assert kernel["stack"] == 0
+
+
+@pytest.mark.slow
+def test_the_backward_kernels_of_hopper_do_so_too() -> None:
     kernels = resources("90-128-bf16-sliding_tile")
     assert [kernel["kernel"] for kernel in kernels] == ["forward", "delta", "backward_keys", "backward_queries"]
     check(kernels)
-    assert kernels[0]["stack"] == kernels[3]["stack"] == 0
+    assert kernels[3]["stack"] == 0
 
 
 @pytest.mark.slow
@@ -67,7 +80,8 @@ def test_the_kernels_also_compile_with_the_triton_of_older_pytorch(pytestconfig:
     assert {kernel["triton"] for kernel in kernels} == {OTHER_TRITON}
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY[kernel["arch"]], kernel
-        assert kernel["stack"] <= SPILLED and kernel["local"] == 0, kernel
+        assert kernel["stack"] <= OTHER_SPILLED and kernel["local"] == 0, kernel
+        assert kernel["loop_spills"] <= OTHER_LOOP_SPILLS.get(kernel["case"].split("-")[3], 8), kernel
 
 
 def other_triton(config: pytest.Config) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 import torch
+import triton
 from torch import Tensor
 from triton_resources import compile_launch, recorded, resources
 
@@ -92,6 +93,7 @@ if __name__ == "__main__":
                 "case": case,
                 "kernel": launch[0].__name__,
                 "arch": int(arch),
+                "triton": triton.__version__,
                 "shared": compiled.metadata.shared,
                 **resources(compiled.asm["cubin"]),
                 "widest_load": 32 * max((n for n in (1, 2, 4) if f"ld.global.v{n}" in compiled.asm["ptx"]), default=1),

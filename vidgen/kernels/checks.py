@@ -23,15 +23,21 @@ def check_spec(spec: "AttentionSpec") -> None:
     if not isinstance(spec.window, tuple) or len(spec.window) != 3:
         raise ValueError(f"window must be a tuple of three entries (time, height, width), got {spec.window!r}")
     for axis, window in zip(AXES, spec.window, strict=True):
-        if window is not None and not (isinstance(window, tuple) and len(window) == 2 and min(window) >= 0):
-            raise ValueError(f"window along {axis} must be None or (left, right) with both >= 0, got {window!r}")
-    if not isinstance(spec.causal, tuple) or len(spec.causal) != 3:
+        if window is None:
+            continue
+        if not (isinstance(window, tuple) and len(window) == 2 and all(isinstance(side, int) for side in window)):
+            raise ValueError(f"window along {axis} must be None or two integers (left, right), got {window!r}")
+        if min(window) < 0:
+            nearest = (max(0, window[0]), max(0, window[1]))
+            raise ValueError(f"window along {axis} must not be negative, got {window}; use {nearest}")
+    if not isinstance(spec.causal, tuple) or list(map(type, spec.causal)) != [bool] * 3:
         raise ValueError(f"causal must be a tuple of three booleans, got {spec.causal!r}")
     _check_choice("edge", spec.edge, EDGES)
     _check_choice("prefix_mode", spec.prefix_mode, PREFIX_MODES)
     for name, smallest in (("causal_group", 1), ("prefix", 0), ("sink_frames", 0), ("q_frame_offset", 0)):
-        if getattr(spec, name) < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {getattr(spec, name)}")
+        value = getattr(spec, name)
+        if not isinstance(value, int) or value < smallest:
+            raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}")
     _check_time(spec)
     for axis in range(3):
         _check_axis(spec, axis)
@@ -77,11 +83,24 @@ def _check_axis(spec: "AttentionSpec", axis: int) -> None:
             f"window {rule.window} along the causal axis {name} reaches into the future; use ({rule.window[0]}, 0)"
         )
     shortest_class = rule.size // rule.dilation
+    if rule.clamped and rule.dilation > rule.size:
+        raise ValueError(
+            f"dilation {rule.dilation} along {name} is larger than the grid, {rule.size}; use at most {rule.size}"
+        )
     if rule.clamped and rule.width > shortest_class:
         raise ValueError(
             f"window along {name} holds {rule.width} positions, more than the {shortest_class} that the grid has "
             f'(size {rule.size}, dilation {rule.dilation}); use at most {shortest_class} or edge="shrink"'
         )
+
+
+def check_window(window: Any) -> None:
+    """ValueError unless `window` is three sizes along the axes, each None or an integer of at least 1."""
+    if not isinstance(window, tuple) or len(window) != 3:
+        raise ValueError(f"window must be a tuple of three sizes (time, height, width), got {window!r}")
+    for axis, size in zip(AXES, window, strict=True):
+        if size is not None and not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"window along {axis} must be None or an integer of at least 1, got {size!r}")
 
 
 def check_tiles(grid: Any, window: Any, tile: Any, edge: str) -> None:
@@ -133,10 +152,24 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, spec: "AttentionSpec") -> Non
         raise ValueError(f"q, k and v are {q.dtype}; use float32, bfloat16 or float16")
     if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"k and v need equally many heads, a divisor of q's {q.shape[1]}; got {k.shape[1]} and {v.shape[1]}"
+            f"k and v need equally many heads, a divisor of q's {q.shape[1]}; got {k.shape[1]} and {v.shape[1]}, use "
+            f"{max(heads for heads in range(1, k.shape[1] + 1) if q.shape[1] % heads == 0)}"
         )
     if q.shape[3] != k.shape[3]:
         raise ValueError(f"q and k need equal head sizes, got {q.shape[3]} and {k.shape[3]}")
+
+
+def head_size_reason(q: Tensor, v: Tensor, sizes: tuple[int, ...]) -> str | None:
+    """Why a kernel for these head sizes cannot take q and v, with the next size that it can."""
+    head = max(q.shape[-1], v.shape[-1])
+    if q.shape[-1] == v.shape[-1] and head in sizes:
+        return None
+    larger = [size for size in sizes if size >= head]
+    way_out = f"pad with zeros to {larger[0]}" if larger else f"use more heads of {sizes[-1]}"
+    return (
+        f"it takes equal head sizes of {', '.join(map(str, sizes))} for q, k and v; got {q.shape[-1]} and "
+        f"{v.shape[-1]} (v): {way_out}"
+    )
 
 
 def _check_tokens(name: str, tensor: Tensor, role: str, expected: int, prefix: int, grid: tuple[int, int, int]) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from vidgen.kernels.axis import AXES, AxisRule
-from vidgen.kernels.checks import check_spec, check_tiles, check_triple
+from vidgen.kernels.axis import AxisRule
+from vidgen.kernels.checks import check_spec, check_tiles, check_triple, check_window
 
 Triple = tuple[int, int, int]
 Window = tuple[int, int] | None
@@ -139,9 +139,7 @@ class AttentionSpec:
         prefix_mode: PrefixMode = "bidir",
     ) -> "AttentionSpec":
         """A neighbourhood whose tokens are `dilation` apart (DiNAT); None = the whole axis at that distance."""
-        for name, size in zip(AXES, window, strict=True):
-            if size is not None and size < 1:
-                raise ValueError(f"window along {name} must be None or at least 1, got {size}")
+        check_window(window)
         sides = _each_axis(lambda axis: _sides(window[axis], causal[axis]))
         return cls(
             grid=grid, window=sides, dilation=dilation, causal=causal, edge=edge, prefix=prefix, prefix_mode=prefix_mode

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from vidgen.kernels.checks import head_size_reason
 from vidgen.kernels.cuda.compile import DTYPES, HEAD_SIZES, missing
 from vidgen.kernels.flat_spec import numbers_of, spec_of
 from vidgen.kernels.spec import AttentionSpec
@@ -27,10 +28,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
     dtype = _dtype(q)
     if dtype not in DTYPES:
         return f"it takes bfloat16 and float16, not {dtype}"
-    if q.shape[-1] not in HEAD_SIZES or v.shape[-1] != q.shape[-1]:
-        sizes = " or ".join(map(str, HEAD_SIZES))
-        return f"it takes equal head sizes of {sizes} for q, k and v; got {q.shape[-1]} and {v.shape[-1]} (v)"
-    return _unsuitable(tuple(numbers_of(spec)))
+    return head_size_reason(q, v, HEAD_SIZES) or _unsuitable(tuple(numbers_of(spec)))
 
 
 def attend(

@@ -1,18 +1,24 @@
 """The backend for training short sequences on a CPU in bf16: plain products and a softmax.
 
-In bf16, forward and backward, PyTorch's fused CPU attention takes 1.6 to 2.1 times as long at 320 tokens of 32
-channels, 1.05 to 2.0 times at 512, and 0.5 to 1.7 times at 1024 (`eval/results/attention_cpu_short.csv`). The ranges
-are the price of the scores' memory: the gain is small where the C library gives freed blocks back to the system (glibc
-from 32 MiB on), and large where it keeps them. In fp32 there is nothing to gain. The scores are rounded to bf16, which
-the fused kernel does not do: its error is about half of this one's.
+In bf16, forward and backward, PyTorch's fused CPU attention takes 1.3 to 1.5 times as long at 320 tokens and 1.2 to 1.3
+times at 512 (`eval/attention_cpu_short.py`). Scores are float32 and stay in the processor's cache, a few heads at a
+time: in bf16, all at once, they would be no faster to handle and the error would be twice that of the fused kernel. In
+fp32 there is nothing to gain.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vidgen.kernels.spec import AttentionSpec
 
 LARGEST_KEYS = 512
+# Scores in float32 at a time: 2 MiB.
+CHUNK_SCORES = 2**19
+
+_softmax_backward = torch.ops.aten._softmax_backward_data.default
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_lse: bool) -> str | None:
@@ -35,9 +41,40 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
 def attend(
     q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, scale: float, return_lse: bool
 ) -> tuple[Tensor, None]:
-    """softmax(q kᵀ · scale) v, all in the inputs' dtype."""
+    """softmax(q kᵀ · scale) v."""
     with torch.autocast(q.device.type, enabled=False):
-        scores = (q * scale) @ k.transpose(-1, -2)
-        if not spec.sees_everything:
-            scores = scores + scores.new_full(scores.shape[-2:], float("-inf")).triu(1)
-        return scores.softmax(dim=-1) @ v, None
+        flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
+        return _Products.apply(*flat, scale, not spec.sees_everything).unflatten(0, q.shape[:2]), None  # type: ignore[misc]
+
+
+class _Products(torch.autograd.Function):
+    """q `x n d`, k and v `x m d` -> `x n d`; keeps the probabilities in the inputs' dtype for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+        probabilities = q.new_empty(*q.shape[:2], k.shape[1])
+        hidden = torch.full(probabilities.shape[1:], float("-inf")).triu(1) if causal else None
+        for part in _parts(probabilities):
+            scores = (q[part].float() * scale) @ k[part].float().transpose(1, 2)
+            probabilities[part] = (scores if hidden is None else scores + hidden).softmax(dim=-1)
+        ctx.save_for_backward(q, k, v, probabilities)
+        ctx.scale = scale
+        return probabilities @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, probabilities = ctx.saved_tensors
+        grad_q, grad_k = torch.empty_like(q), torch.empty_like(k)
+        for part in _parts(probabilities):
+            upstream = grad[part].float() @ v[part].float().transpose(1, 2)
+            grad_scores = _softmax_backward(upstream, probabilities[part].float(), -1, torch.float32).to(q.dtype)
+            grad_q[part] = (grad_scores @ k[part]) * ctx.scale
+            grad_k[part] = (grad_scores.transpose(1, 2) @ q[part]) * ctx.scale
+        return grad_q, grad_k, probabilities.transpose(1, 2) @ grad, None, None
+
+
+def _parts(scores: Tensor) -> list[slice]:
+    """A few samples and heads at a time; all at once under torch.compile, which would write the loop out."""
+    step = len(scores) if torch.compiler.is_compiling() else max(1, CHUNK_SCORES // scores[0].numel())
+    return [slice(first, first + step) for first in range(0, len(scores), step)]

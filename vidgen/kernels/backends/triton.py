@@ -6,6 +6,7 @@ import os
 import torch
 from torch import Tensor
 
+from vidgen.kernels.checks import head_size_reason
 from vidgen.kernels.spec import AttentionSpec
 
 # known at import: kernels are decorated then, and torch.compile cannot trace the questions
@@ -27,10 +28,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
         return f"it takes float16, bfloat16 and float32, not {q.dtype}"
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly; use float16 or float32 there"
-    if q.shape[-1] not in HEAD_SIZES or v.shape[-1] != q.shape[-1]:
-        sizes = ", ".join(map(str, HEAD_SIZES))
-        return f"it takes equal head sizes of {sizes} for q, k and v; got {q.shape[-1]} and {v.shape[-1]} (v)"
-    return None
+    return head_size_reason(q, v, HEAD_SIZES)
 
 
 def attend(
