@@ -56,6 +56,14 @@ class Encoder(nn.Module):
             x = layer(x, cache)
         return self.conv_out(F.silu(self.norm_out(x)))
 
+    def reach(self) -> int:
+        """Pixels that a token looks beyond its own, on every side."""
+        pixels, reach = self.folding.side, 0
+        for layer in self.layers:
+            reach += pixels * radius(layer)
+            pixels *= layer.conv.conv.stride[1] if isinstance(layer, Downsample) else 1
+        return reach
+
 
 class Decoder(nn.Module):
     """`b c t' h' w' -> b 3 t h w`: the encoder backwards."""
@@ -79,6 +87,19 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, cache)
         return self.folding.unfold(self.conv_out(F.silu(self.norm_out(x))), cache)
+
+    def reach(self) -> int:
+        """Pixels that a pixel looks beyond its own token, on every side."""
+        pixels, reach = self.folding.side, 0
+        for layer in reversed(self.layers):
+            reach += pixels * radius(layer)
+            pixels *= layer.factor[1] if isinstance(layer, Upsample) else 1
+        return reach + pixels * radius(self.conv_in)
+
+
+def radius(layer: nn.Module) -> int:
+    """Positions beyond its own that a layer looks in space, on every side."""
+    return sum(module.kernel_size[1] // 2 for module in layer.modules() if isinstance(module, nn.Conv3d))
 
 
 class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
@@ -139,6 +160,7 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.decoder = Decoder(
             folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=self.bottleneck.channels
         )
+        self.reach = self.encoder.reach(), self.decoder.reach()
         self.register_statistics(self.bottleneck.channels)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
