@@ -16,9 +16,15 @@ from vidgen.nn.memory import own_memory
 from vidgen.pipelines import PIPELINES, VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import TOKENIZERS, Tokenizer
+from vidgen.tokenizers.diffusers_autoencoder import (
+    DiffusersAutoencoderTokenizer,
+    autoencoder_class,
+    autoencoder_folder,
+)
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+DIFFUSERS = "diffusers:"  # before the folder or hub id of a public autoencoder
 
 
 def builtin_names() -> list[str]:
@@ -30,13 +36,16 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
     """A tokenizer or a pipeline, ready for inference, in fp32 on the CPU unless `kwargs` say otherwise.
 
     Args:
-        name_or_dir: a built-in name (`builtin_names`), a folder that `save_pretrained` wrote, or a hub id `owner/name`.
+        name_or_dir: a built-in name (`builtin_names`), a folder that `save_pretrained` wrote, or a hub id `owner/name`;
+            or "diffusers:" and the folder or hub id of a video autoencoder of diffusers, or of a pipeline that has one.
         kwargs: go to `from_pretrained`, e.g. `dtype`.
 
     Raises:
         ValueError: no such model (the nearest names are listed), a folder that holds none of vidgen's, or weights
             that are missing, damaged, not finite, or of another model.
     """
+    if str(name_or_dir).startswith(DIFFUSERS):
+        return load_autoencoder(str(name_or_dir).removeprefix(DIFFUSERS), **kwargs)
     folder = PRETRAINED / str(name_or_dir)
     if not is_model(folder):
         folder = Path(name_or_dir)
@@ -60,6 +69,20 @@ def load_folder(folder: Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
     check_finite(folder, tokenizer)
     own_memory(tokenizer)
     return tokenizer
+
+
+def load_autoencoder(name_or_dir: str, **kwargs: Any) -> DiffusersAutoencoderTokenizer:
+    """A video autoencoder of diffusers as a tokenizer."""
+    folder = Path(name_or_dir)
+    if not folder.exists():
+        folder = hub_folder(name_or_dir, allow_patterns=["config.json", "diffusion_pytorch_model*", "vae/*"])
+    folder = autoencoder_folder(folder)
+    model: Any = autoencoder_class(str(read_json(folder / "config.json").get("_class_name")))
+    check_weights(folder, model)
+    autoencoder = model.from_pretrained(folder, **kwargs).eval()
+    check_finite(folder, autoencoder)
+    own_memory(autoencoder)
+    return DiffusersAutoencoderTokenizer.around(autoencoder)
 
 
 def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
@@ -143,11 +166,16 @@ def shared_components(folder: Path) -> dict[str, str]:
 
 
 def load_from_hub(name: str, **kwargs: Any) -> Tokenizer | VideoPipeline:
+    return load_folder(hub_folder(name), **kwargs)
+
+
+def hub_folder(name: str, *, allow_patterns: list[str] | None = None) -> Path:
+    """Where the files of the hub's model `name` lie once they are here."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return load_folder(Path(snapshot_download(name)), **kwargs)
+        return Path(snapshot_download(name, allow_patterns=allow_patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

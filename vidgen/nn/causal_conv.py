@@ -1,6 +1,7 @@
 """Convolution that is causal in time, with the state of a stream passed in and out explicitly."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,6 +19,7 @@ class StreamCache:
     Attributes:
         first: the block begins the stream.
         final: no block follows, so nothing is kept for one.
+        states: what networks of other libraries keep, by any name; theirs to fill.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class StreamCache:
         self.final = False
         self._blocks = 0
         self._frames: dict[nn.Module, Tensor] = {}
+        self.states: dict[str, Any] = {}
 
     def begin_block(self, *, final: bool) -> None:
         self.first = self._blocks == 0

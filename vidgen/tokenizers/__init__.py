@@ -3,6 +3,7 @@
 from vidgen.tokenizers.base import Critic, Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
+from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenizer
 from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
@@ -13,6 +14,7 @@ from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
 TOKENIZERS = (
     CausalConvTokenizer,
     CoordinatePlanesTokenizer,
+    DiffusersAutoencoderTokenizer,
     FactorisedViTTokenizer,
     FrameCausalViTTokenizer,
     HolisticTokenizer,
@@ -26,6 +28,7 @@ __all__ = [
     "CausalConvTokenizer",
     "CoordinatePlanesTokenizer",
     "Critic",
+    "DiffusersAutoencoderTokenizer",
     "FactorisedViTTokenizer",
     "FrameCausalViTTokenizer",
     "HolisticTokenizer",

@@ -4,12 +4,12 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.bottlenecks import build_bottleneck
 from vidgen.nn.causal_conv import CausalConv3d, Downsample, StreamCache, Upsample
+from vidgen.nn.folding import FOLDINGS, Folding
 from vidgen.nn.norms import ActivatedChannelNorm, ChannelRMSNorm
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 
@@ -33,14 +33,14 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`b 3 t h w -> b c t' h' w'`: pixels to patches, then residual blocks and downsampling."""
+    """`b 3 t h w -> b c t' h' w'`: pixels folded, then residual blocks and downsampling."""
 
     def __init__(
-        self, *, patch: int, widths: tuple[int, ...], factors: list[Factor], depth: int, out_channels: int
+        self, *, folding: Folding, widths: tuple[int, ...], factors: list[Factor], depth: int, out_channels: int
     ) -> None:
         super().__init__()
-        self.patch = patch
-        self.conv_in = CausalConv3d(3 * patch * patch, widths[0], kernel=(1, 1, 1))
+        self.folding = folding
+        self.conv_in = CausalConv3d(3 * folding.pixels, widths[0], kernel=(1, 1, 1))
         layers: list[nn.Module] = []
         for width, next_width, factor in zip(widths[:-1], widths[1:], factors, strict=True):
             layers += [ResidualBlock(width) for _ in range(depth)]
@@ -51,21 +51,28 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(widths[-1], out_channels, kernel=(1, 1, 1))
 
     def forward(self, video: Tensor, cache: StreamCache | None = None) -> Tensor:
-        x = rearrange(video, "b c t (h p) (w q) -> b (c p q) t h w", p=self.patch, q=self.patch)
-        x = self.conv_in(x)
+        x = self.conv_in(self.folding.fold(video, cache))
         for layer in self.layers:
             x = layer(x, cache)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def reach(self) -> int:
+        """Pixels that a token looks beyond its own, on every side."""
+        pixels, reach = self.folding.side, 0
+        for layer in self.layers:
+            reach += pixels * radius(layer)
+            pixels *= layer.conv.conv.stride[1] if isinstance(layer, Downsample) else 1
+        return reach
 
 
 class Decoder(nn.Module):
     """`b c t' h' w' -> b 3 t h w`: the encoder backwards."""
 
     def __init__(
-        self, *, patch: int, widths: tuple[int, ...], factors: list[Factor], depth: int, in_channels: int
+        self, *, folding: Folding, widths: tuple[int, ...], factors: list[Factor], depth: int, in_channels: int
     ) -> None:
         super().__init__()
-        self.patch = patch
+        self.folding = folding
         self.conv_in = CausalConv3d(in_channels, widths[-1], kernel=(3, 3, 3))
         layers: list[nn.Module] = [ResidualBlock(widths[-1]) for _ in range(depth)]
         for width, next_width, factor in zip(widths[:0:-1], widths[-2::-1], factors[::-1], strict=True):
@@ -73,14 +80,26 @@ class Decoder(nn.Module):
             layers += [ResidualBlock(next_width) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)
         self.norm_out = ChannelRMSNorm(widths[0])
-        self.conv_out = CausalConv3d(widths[0], 3 * patch * patch, kernel=(1, 1, 1))
+        self.conv_out = CausalConv3d(widths[0], 3 * folding.pixels, kernel=(1, 1, 1))
 
     def forward(self, latent: Tensor, cache: StreamCache | None = None) -> Tensor:
         x = self.conv_in(latent, cache)
         for layer in self.layers:
             x = layer(x, cache)
-        x = self.conv_out(F.silu(self.norm_out(x)))
-        return rearrange(x, "b (c p q) t h w -> b c t (h p) (w q)", p=self.patch, q=self.patch)
+        return self.folding.unfold(self.conv_out(F.silu(self.norm_out(x))), cache)
+
+    def reach(self) -> int:
+        """Pixels that a pixel looks beyond its own token, on every side."""
+        pixels, reach = self.folding.side, 0
+        for layer in reversed(self.layers):
+            reach += pixels * radius(layer)
+            pixels *= layer.factor[1] if isinstance(layer, Upsample) else 1
+        return reach + pixels * radius(self.conv_in)
+
+
+def radius(layer: nn.Module) -> int:
+    """Positions beyond its own that a layer looks in space, on every side."""
+    return sum(module.kernel_size[1] // 2 for module in layer.modules() if isinstance(module, nn.Conv3d))
 
 
 class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
@@ -97,6 +116,8 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
             and makes streams equal to one shot bit by bit; a multiple of the temporal stride.
         squared_weight: of the squared error beside the absolute one in training. The absolute error alone lets small
             coloured things fade into the background before it learns them (docs/log.md, 2026-11-21).
+        front: how pixels are folded: "patch", or "haar" for the bands of a wavelet (`vidgen.nn.folding`).
+        patch_frames: frames folded into channels before the first convolution; divides the temporal stride.
     """
 
     @register_to_config
@@ -111,9 +132,13 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         decoder_depth: int = 3,
         block_frames: int = 16,
         squared_weight: float = 1.0,
+        front: str = "patch",
+        patch_frames: int = 1,
     ) -> None:
         super().__init__()
-        factors = halvings(stride, patch)
+        if front not in FOLDINGS:
+            raise ValueError(f"unknown front {front!r}; one of {', '.join(FOLDINGS)}")
+        factors = halvings(stride, patch, patch_frames)
         if len(widths) != len(factors) + 1:
             raise ValueError(
                 f"stride {tuple(stride)} with patch {patch} has {len(factors)} halvings and needs "
@@ -128,13 +153,14 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         check_block(block_frames, self.stride)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
-        widths = tuple(widths)
+        widths, folding = tuple(widths), FOLDINGS[front](frames=patch_frames, side=patch)
         self.encoder = Encoder(
-            patch=patch, widths=widths, factors=factors, depth=depth, out_channels=self.bottleneck.in_channels
+            folding=folding, widths=widths, factors=factors, depth=depth, out_channels=self.bottleneck.in_channels
         )
         self.decoder = Decoder(
-            patch=patch, widths=widths, factors=factors, depth=decoder_depth, in_channels=self.bottleneck.channels
+            folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=self.bottleneck.channels
         )
+        self.reach = self.encoder.reach(), self.decoder.reach()
         self.register_statistics(self.bottleneck.channels)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
@@ -148,15 +174,21 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         return self.decoder.conv_out.conv.weight
 
 
-def halvings(stride: tuple[int, ...], patch: int) -> list[Factor]:
+def halvings(stride: tuple[int, ...], patch: int, patch_frames: int = 1) -> list[Factor]:
     """Downsampling factors that, after patches, give `stride`: space first, time last, together where they meet."""
-    powers_of_two = all(extent > 0 and extent & (extent - 1) == 0 for extent in (*stride, patch))
+    powers_of_two = all(extent > 0 and extent & (extent - 1) == 0 for extent in (*stride, patch, patch_frames))
     if len(stride) != 3 or stride[1] != stride[2] or not powers_of_two or stride[1] < patch:
         raise ValueError(
-            f"stride must be three powers of two (t, s, s) with patch dividing s, got stride {tuple(stride)} and "
-            f"patch {patch}; for example stride (4, 8, 8) with patch 2"
+            "stride, patch and patch_frames must be powers of two, the stride (t, s, s) with patch dividing s, got "
+            f"stride {tuple(stride)}, patch {patch} and patch_frames {patch_frames}; for example stride (4, 8, 8) with "
+            "patch 2"
         )
-    in_space, in_time = (stride[1] // patch).bit_length() - 1, stride[0].bit_length() - 1
+    if stride[0] < patch_frames:
+        raise ValueError(
+            f"patch_frames must divide the temporal stride, got {patch_frames} and stride {tuple(stride)}; use up to "
+            f"{stride[0]}"
+        )
+    in_space, in_time = (stride[1] // patch).bit_length() - 1, (stride[0] // patch_frames).bit_length() - 1
     count = max(in_space, in_time)
     factors = []
     for index in range(count):

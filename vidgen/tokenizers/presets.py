@@ -54,6 +54,8 @@ SHAPES = {
 }
 BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "decoder_depth": 3}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
+VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 2, "decoder_depth": 3}
+COSMOS = {"front": "haar", "patch": 4, "patch_frames": 4, "depth": 2, "decoder_depth": 3}
 
 TINY_FACTORISED = {"width": 16, "heads": 2, "windows": (0, 2), "time_layers": 1, "past": 3, "block_frames": 8}
 TINY_TUBELET = {"encoder": (16, 1, 2), "decoder": (24, 2, 2)}
@@ -174,6 +176,57 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_options={"channels": 16, "weight": 1e-6},
         small_widths=4,
         **DEEP,
+    ),
+    "magvit-v2": causal_conv(
+        "2^18 codes, the signs of 18 channels, at 4×8×8 from full-resolution convolutions (MAGVIT-v2's kind)",
+        bottleneck_type="lfq",
+        bottleneck_options={"bits": 18},
+        small_widths=4,
+        stride=(4, 8, 8),
+        patch=1,
+        widths=(128, 256, 512, 512),
+        depth=4,
+        decoder_depth=4,
+    ),
+    "vidtok-kl": causal_conv(
+        "4 real channels at 4×8×8 from full-resolution convolutions (VidTok's widths)",
+        bottleneck_type="kl",
+        bottleneck_options={"channels": 4, "weight": 1e-6},
+        small_widths=4,
+        **VIDTOK,
+    ),
+    "vidtok-fsq-8x8x8": causal_conv(
+        "32,768 codes at 8×8×8 from full-resolution convolutions (VidTok's widths)",
+        bottleneck_type="fsq",
+        bottleneck_options={"levels": [8, 8, 8, 8, 8]},
+        small_widths=4,
+        **{**VIDTOK, "stride": (8, 8, 8)},
+    ),
+    "vidtok-kl-4x16x16": causal_conv(
+        "16 real channels at 4×16×16 from full-resolution convolutions (VidTok's widths)",
+        bottleneck_type="kl",
+        bottleneck_options={"channels": 16, "weight": 1e-6},
+        small_widths=5,
+        **{**VIDTOK, "stride": (4, 16, 16), "widths": (128, 256, 512, 512, 512)},
+    ),
+    "wf-vae": causal_conv(
+        "16 real channels at 4×8×8 from the bands of a Haar wavelet (WF-VAE's kind)",
+        bottleneck_type="kl",
+        bottleneck_options={"channels": 16, "weight": 1e-6},
+        **{**BASE, "front": "haar", "patch_frames": 2},
+    ),
+    "cosmos-8x8x8": causal_conv(
+        "16 real channels at 8×8×8 from two levels of a Haar wavelet (Cosmos CV8x8x8's kind)",
+        bottleneck_type="ae",
+        bottleneck_options={"channels": 16},
+        small_widths=2,
+        **{**COSMOS, "stride": (8, 8, 8), "widths": (256, 512)},
+    ),
+    "cosmos-8x16x16": causal_conv(
+        "16 real channels at 8×16×16 from two levels of a Haar wavelet (Cosmos CV8x16x16's kind)",
+        bottleneck_type="ae",
+        bottleneck_options={"channels": 16},
+        **{**COSMOS, "stride": (8, 16, 16), "widths": (256, 512, 512)},
     ),
     "omnitokenizer-vq": TokenizerPreset(
         about="8,192 codes at 4×8×8, attention in space and causal in time (OmniTokenizer)",

@@ -1,0 +1,98 @@
+"""The public video autoencoders of diffusers as tokenizers: any length and size, and honest about what streams."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from accelerate import init_empty_weights
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from vidgen.latents import Latents
+from vidgen.nn.causal_conv import StreamCache
+from vidgen.tokenizers.blockwise import BlockwiseTokenizer
+from vidgen.tokenizers.diffusers_families import FAMILIES
+
+
+class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
+    """A thin adapter: frames and rows are repeated until the network takes them, and cropped after it.
+
+    Tokens are normalised as the pipelines of diffusers do (scaling factor, or mean and deviation of each channel).
+
+    Args:
+        autoencoder_config: configuration of an autoencoder of diffusers, with its class as `_class_name`.
+        squared_weight: of the squared error beside the absolute one in training.
+    """
+
+    @register_to_config
+    def __init__(self, autoencoder_config: dict[str, Any], squared_weight: float = 0.0) -> None:
+        super().__init__()
+        name = autoencoder_config.get("_class_name")
+        if name not in FAMILIES:
+            raise ValueError(f"expected the configuration of one of {', '.join(FAMILIES)}, got that of a {name}")
+        self.squared_weight = squared_weight
+        self.autoencoder: Any = getattr(diffusers, name).from_config(autoencoder_config)
+        self.family = FAMILIES[name](self.autoencoder)
+        self.stride = self.family.stride(self.autoencoder)
+        self.block_frames, self.lone_first = self.family.block_frames, self.family.lone_first
+        self.causal, self.bottleneck = self.family.causal, self.family.bottleneck()
+        self.register_statistics(self.bottleneck.channels)
+        mean, deviation = self.family.statistics(self.autoencoder)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(deviation)
+
+    @classmethod
+    def around(cls, autoencoder: ModelMixin) -> "DiffusersAutoencoderTokenizer":
+        """The tokenizer that runs `autoencoder`, which is shared, not copied."""
+        described: Any = autoencoder.config
+        config = {name: value for name, value in described.items() if not name.startswith("_")}
+        with init_empty_weights():
+            tokenizer = cls({"_class_name": type(autoencoder).__name__, **config})
+        tokenizer.autoencoder = autoencoder
+        mean, deviation = tokenizer.family.statistics(autoencoder)
+        tokenizer.latent_mean, tokenizer.latent_std = mean.to(autoencoder.device), deviation.to(autoencoder.device)
+        return tokenizer.train(autoencoder.training)
+
+    def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
+        return self.family.moments(self.autoencoder, video, {} if cache is None else cache.states)
+
+    def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
+        return self.family.pixels(self.autoencoder, vectors, {} if cache is None else cache.states)
+
+    @property
+    def last_layer(self) -> Tensor:
+        decoder = dict(self.autoencoder.decoder.named_children())
+        layer = decoder["proj_out"] if "proj_out" in decoder else decoder["conv_out"]
+        return next(weight for weight in layer.parameters() if weight.ndim > 1)
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
+        self._check_streams()
+        return super().encode_stream(chunks)
+
+    def decode_stream(self, chunks: Iterable[Latents]) -> Iterator[Tensor]:
+        self._check_streams()
+        return super().decode_stream(chunks)
+
+    def _check_streams(self) -> None:
+        if self.block_frames is None:
+            raise ValueError(
+                f"{type(self.autoencoder).__name__} does not stream: {self.family.why_whole}; use encode and decode "
+                "on whole clips"
+            )
+
+
+def autoencoder_folder(folder: Path) -> Path:
+    """Where the autoencoder lies in `folder`: in it, or in the `vae` of a pipeline."""
+    for found in (folder, folder / "vae"):
+        if (found / "config.json").is_file():
+            return found
+    raise ValueError(f"{folder} holds no autoencoder: expected config.json or vae/config.json")
+
+
+def autoencoder_class(name: str) -> type[nn.Module]:
+    """The class of diffusers that is called `name`, if it is a video autoencoder that is known here."""
+    if name not in FAMILIES:
+        raise ValueError(f"expected a video autoencoder of diffusers, one of {', '.join(FAMILIES)}, got a {name}")
+    return getattr(diffusers, name)
