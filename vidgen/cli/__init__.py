@@ -24,6 +24,7 @@ ENTRIES = (
     Entry("reconstruct", "vidgen.cli.reconstruct", "send a clip through a tokenizer and back"),
     Entry("tokenize", "vidgen.cli.tokenize", "write the tokens of every clip in a folder"),
     Entry("eval recon", "vidgen.cli.eval_recon", "score tokenizers on clips: quality, size, speed"),
+    Entry("eval rd", "vidgen.cli.eval_rd", "quality over bits: tokenizers beside x264, x265, AV1 and VP9"),
     Entry("eval fvd", "vidgen.cli.eval_fvd", "compare two folders of videos by FVD, under a published protocol"),
     Entry("eval fid", "vidgen.cli.eval_fid", "compare the frames of two folders by FID"),
     Entry("eval kvd", "vidgen.cli.eval_kvd", "compare two small folders of videos by KVD"),

@@ -39,6 +39,8 @@ class Command:
     """Which frames are scored under which conventions; `vidgen eval list-protocols` has them all."""
     output: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE")] = None
     """Where to write FILE.json, FILE.csv and FILE.clips/."""
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where to write a page with tables, charts and frames under a slider; it needs no other file."""
     max_frames: int | None = None
     """Score so many frames of each clip; as the protocol says by default."""
     fps: float | None = None
@@ -98,6 +100,12 @@ def run(command: Command) -> None:
     if command.output is not None:
         for path in report.write(command.output):
             print(f"wrote {path}")
+    if command.html is not None:
+        from vidgen.eval.frames_shown import frames_beside
+        from vidgen.eval.html_report import write_reconstruction
+
+        write_reconstruction(command.html, report, frames_beside(report, subjects, clips))
+        print(f"wrote {command.html}")
 
 
 def with_overrides(protocol: "ReconstructionProtocol", command: Command) -> "ReconstructionProtocol":

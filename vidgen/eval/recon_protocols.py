@@ -38,6 +38,20 @@ RECONSTRUCTION_PROTOCOLS: tuple[ReconstructionProtocol, ...] = (
         source="vidgen: the scores that cost little",
     ),
     ReconstructionProtocol(
+        name="rd.v1",
+        clip=ClipRule(),
+        preprocess=Preprocess(),
+        metrics=(
+            "psnr.rgb.frame_mean.cap100",
+            "psnr.y601.frame_mean.cap100",
+            "ssim.rgb.gauss11.valid",
+            "msssim.rgb.gauss11",
+            "lpips.alex.v0.1",
+            "vmaf_v0.6.1",
+        ),
+        source="vidgen: the scores of rate-distortion curves; whole videos at their own size, 8-bit levels",
+    ),
+    ReconstructionProtocol(
         name="recon.vidtok",
         clip=ClipRule(fps=30),
         preprocess=Preprocess(resizes=(SQUARE_256,), quantise="none"),

@@ -114,6 +114,16 @@ class SubjectResult:
             merged.merge(of_clip)
         return merged.frames
 
+    def usage_of(self, records: Sequence[dict[str, Any]]) -> CodebookUsage:
+        """Over some of the records; of discrete tokenizers only."""
+        assert self.usage is not None
+        merged = self.usage.empty()
+        for record in records:
+            of_clip = self.usage.empty()
+            of_clip.load_state_dict({key: torch.tensor(v, dtype=torch.int64) for key, v in record["usage"].items()})
+            merged.merge(of_clip)
+        return merged
+
     def _row(self, name: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         row: dict[str, Any] = {"clip": name}
         counts = Counts()
@@ -127,12 +137,7 @@ class SubjectResult:
             row |= merged.compute() if merged.has_seen else {metric.key: None}
         row |= _rates(counts)
         if self.usage is not None:
-            merged_usage = self.usage.empty()
-            for record in records:
-                of_clip = self.usage.empty()
-                of_clip.load_state_dict({key: torch.tensor(v, dtype=torch.int64) for key, v in record["usage"].items()})
-                merged_usage.merge(of_clip)
-            row |= merged_usage.compute()
+            row |= self.usage_of(records).compute()
         row["peak_memory_megabytes"] = max(record["peak_memory_megabytes"] for record in records)
         return row | {column: None for column in self.missing if column not in row}
 
