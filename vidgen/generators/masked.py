@@ -8,7 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from torch import Tensor, nn
 
-from vidgen.conditioning import Condition, TokenState
+from vidgen.conditioning import NO_TASK, Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.heads import build_head
@@ -29,6 +29,9 @@ class MaskedTransformer(Generator, ConfigMixin):
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
         smallest_ratio: the mask ratio is cos(π/2 · u), at least this (MaskGIT, section 3.1).
+        tasks: how many tasks the network is told apart by a state of their own; 0 = it does not hear `Condition.task`.
+        refine_weight: of masked tokens some of whose pixels are known (COMMIT's refine loss, MAGVIT, equation 5).
+        reconstruction_weight: of tokens that the network sees and gives back (COMMIT's reconstruction loss).
     """
 
     _supports_gradient_checkpointing = False
@@ -46,6 +49,9 @@ class MaskedTransformer(Generator, ConfigMixin):
         expansion: float = 4.0,
         token_weight: float = 0.5,
         smallest_ratio: float = 0.0,
+        tasks: int = 0,
+        refine_weight: float = 1.0,
+        reconstruction_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -55,6 +61,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
+        self.task_embedding = TaskEmbedding(tasks, width) if tasks else None
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(width, heads, expansion=expansion) for _ in range(layers)
         )
@@ -70,6 +77,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        task: Tensor | None = None,
     ) -> Tensor:
         """Hidden states `b n d` for `proj_out`.
 
@@ -79,26 +87,45 @@ class MaskedTransformer(Generator, ConfigMixin):
             coordinates: `n 5` of `LatentSpec.coordinates`.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b n l`.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
+            task: `b` long, which task each sample is.
         """
         x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
         x = x + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + self.known_embedding(known_tokens, token_state)
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
+        if self.task_embedding is not None:
+            states, mask = self.task_embedding(task, states, mask)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         everything = AttentionSpec.sequence(x.shape[1])
         for block in self.transformer_blocks:
             x = block(x, states, mask, everything, turns)
         return self.norm_out(x)
 
+    def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
+        return {**super().condition_inputs(condition, coordinates), "task": condition.task}
+
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
+        """COMMIT's three terms (MAGVIT, equation 5), each a share of one weighted mean over the tokens of a sample:
+        `masked` tokens of which nothing is known, `refined` ones that are partly known, `reconstructed` ones that are
+        seen. Known tokens are seen as the condition has them and have no part in the loss.
+        """
         target = latents.tokens if latents.ids is None else latents.ids
         masked = self.random_mask(condition, target.shape[:2], generators).to(target.device)
         coordinates = latents.spec.coordinates(latents.size).to(target.device)
-        hidden = self(target, masked, coordinates, **self.condition_inputs(condition, coordinates))
-        weights = token_weights(latents, self.config.token_weight) * masked
+        hidden = self(seen(target, condition), masked, coordinates, **self.condition_inputs(condition, coordinates))
         loss = self.proj_out.loss(hidden, target, generators=generators)
-        return {"masked": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}
+
+        state = torch.zeros_like(masked, dtype=torch.long) if condition.token_state is None else condition.token_state
+        kinds = {"masked": (masked & (state == TokenState.UNKNOWN)).float()}
+        if condition.token_state is not None:
+            kinds["refined"] = self.config.refine_weight * (masked & (state == TokenState.PARTIAL)).float()
+        if self.config.reconstruction_weight > 0:
+            visible = ~masked & (state != TokenState.KNOWN)
+            kinds["reconstructed"] = self.config.reconstruction_weight * visible.float()
+        weights = token_weights(latents, self.config.token_weight)
+        total = (weights * torch.stack(list(kinds.values())).sum(dim=0)).sum(dim=1).clamp(min=1e-6)
+        return {name: ((loss * weights * kind).sum(dim=1) / total).mean() for name, kind in kinds.items()}
 
     def random_mask(self, condition: Condition, shape: torch.Size, generators: Generators) -> Tensor:
         """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉ at random, at least one; ratio cos(π/2 · u)."""
@@ -111,3 +138,28 @@ class MaskedTransformer(Generator, ConfigMixin):
         scores = rand((batch, count), generators).cpu().masked_fill(~unknown, 2.0)
         rank = scores.argsort(dim=1).argsort(dim=1)
         return (rank < wanted[:, None]) & unknown
+
+
+class TaskEmbedding(nn.Module):
+    """One more condition state that all tokens see: which task it is, or that none was named."""
+
+    def __init__(self, tasks: int, width: int) -> None:
+        super().__init__()
+        self.states = nn.Embedding(tasks + 1, width)
+        nn.init.normal_(self.states.weight, std=SCALE)
+
+    def forward(self, task: Tensor | None, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`b` long or `None`, `b l d`, bool `b l` or `b n l` -> states and mask with the task in front."""
+        if task is None:
+            task = torch.full((len(states),), NO_TASK, device=states.device)
+        told = self.states(task - NO_TASK).unsqueeze(1).to(states.dtype)
+        always = torch.ones(*mask.shape[:-1], 1, dtype=torch.bool, device=mask.device)
+        return torch.cat([told, states], dim=1), torch.cat([always, mask], dim=-1)
+
+
+def seen(target: Tensor, condition: Condition) -> Tensor:
+    """The tokens of a clip, `b n q` or `b n c`, with those of the condition video where they are known."""
+    if condition.known is None or condition.token_state is None:
+        return target
+    given = condition.known.tokens if condition.known.ids is None else condition.known.ids
+    return torch.where((condition.token_state == TokenState.KNOWN).unsqueeze(-1), given.to(target.dtype), target)
