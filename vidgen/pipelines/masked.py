@@ -14,7 +14,7 @@ from vidgen.generators import MaskedTransformer
 from vidgen.latents import VideoSize
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
-from vidgen.schedulers import MaskedTokenScheduler, SamplingRule
+from vidgen.schedulers import MaskScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
 
@@ -34,7 +34,7 @@ class MaskedVideoPipeline(VideoPipeline):
         video_tokenizer: Tokenizer,
         text_encoder: TextEncoder,
         transformer: MaskedTransformer,
-        scheduler: MaskedTokenScheduler,
+        scheduler: MaskScheduler,
         defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -178,11 +178,15 @@ class MaskedVideoPipeline(VideoPipeline):
                 prediction, confidence = self.transformer.proj_out.sample(
                     hidden,
                     without,
-                    self.guidance_scale,
+                    self.scheduler.guidance_at(t, self.guidance_scale),
                     generators=generators,
                     rule=rule,
                     limits=self.transformer.limits(coordinates),
                 )
+                realness = None
+                if self.transformer.to_realness is not None:
+                    completed = torch.where(masked.unsqueeze(-1), prediction.to(tokens.dtype), tokens)
+                    realness = self.transformer.realness(completed, coordinates, **inputs)
                 step = self.scheduler.step(
                     prediction,
                     t,
@@ -191,6 +195,7 @@ class MaskedVideoPipeline(VideoPipeline):
                     confidence=confidence,
                     unknown=unknown,
                     generators=generators,
+                    realness=realness,
                 )
                 sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:

@@ -6,7 +6,13 @@ from typing import Any
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from vidgen.conditioning import ClassEncoder, TextEncoder, WordTextEncoder
-from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, Generator, MaskedTransformer
+from vidgen.generators import (
+    AutoregressiveTransformer,
+    DiffusionTransformer,
+    Generator,
+    MaskedTransformer,
+    PrefixMaskedTransformer,
+)
 from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.diffusion import DiffusionVideoPipeline
@@ -17,6 +23,7 @@ from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 
 FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
     MaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
+    PrefixMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     DiffusionTransformer: (DiffusionVideoPipeline, FlowMatchEulerDiscreteScheduler),
     AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
 }
