@@ -105,14 +105,27 @@ class MaskedTransformer(Generator, ConfigMixin):
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
             task: `b` long, which task each sample is.
         """
+        x = self.embed(tokens, masked, coordinates, known_tokens, token_state)
+        states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
+        return self.norm_out(self.trunk(x, states, mask, coordinates))
+
+    def embed(
+        self,
+        tokens: Tensor,
+        masked: Tensor,
+        coordinates: Tensor,
+        known_tokens: Tensor | None,
+        token_state: Tensor | None,
+    ) -> Tensor:
+        """Tokens or the mask's vector, with their places and what is known there: `b n d`."""
         x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
         x = x + self.place_embedding(coordinates)
-        if known_tokens is not None:
-            x = x + self.known_embedding(known_tokens, token_state)
-        states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
-        if self.task_embedding is not None:
-            states, mask = self.task_embedding(task, states, mask)
-        return self.norm_out(self.trunk(x, states, mask, coordinates))
+        return x if known_tokens is None else x + self.known_embedding(known_tokens, token_state)
+
+    def told(self, states: Tensor, mask: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The condition states with those for "nothing was said" and the task in front, and who sees them."""
+        states, mask = self.text_projection(states, mask)
+        return (states, mask) if self.task_embedding is None else self.task_embedding(task, states, mask)
 
     def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor) -> Tensor:
         """The layers: embedded tokens `b n d`, condition states and who sees them -> `b n d`."""
@@ -180,6 +193,10 @@ class MaskedTransformer(Generator, ConfigMixin):
     def training_inputs(self, masked: Tensor, generators: Generators) -> dict[str, Tensor]:
         """What `forward` is told in training alone."""
         return {}
+
+    def empty_memories(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `forward` is told of its earlier steps, with the condition and without it."""
+        return {}, {}
 
     @torch.no_grad()
     def draw(self, hidden: Tensor, coordinates: Tensor, generators: Generators) -> Tensor:

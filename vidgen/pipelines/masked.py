@@ -162,6 +162,7 @@ class MaskedVideoPipeline(VideoPipeline):
         self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
+        memories = self.transformer.empty_memories()
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
@@ -169,12 +170,12 @@ class MaskedVideoPipeline(VideoPipeline):
                 self._current_timestep = t
                 tokens = sample.nan_to_num() if sample.is_floating_point() else sample.clamp(min=0)
                 inputs["encoder_hidden_states"] = prompt_embeds
-                hidden = self.transformer(tokens, masked, coordinates, **inputs)
+                hidden = self.transformer(tokens, masked, coordinates, **inputs, **memories[0])
                 without = None
                 if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(tokens, masked, coordinates, **other)
+                    without = self.transformer(tokens, masked, coordinates, **other, **memories[1])
                 prediction, confidence = self.transformer.proj_out.sample(
                     hidden,
                     without,
@@ -200,8 +201,10 @@ class MaskedVideoPipeline(VideoPipeline):
                 sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
-                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
-                    sample, prompt_embeds, negative_prompt_embeds = tensors
+                    changed = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    sample, prompt_embeds, negative_prompt_embeds = changed
+                    if any(after is not before for after, before in zip(changed, tensors, strict=True)):
+                        memories = self.transformer.empty_memories()  # what is kept is of the tensors before
                 progress.update()
 
         self._current_timestep = None

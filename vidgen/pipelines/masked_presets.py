@@ -1,7 +1,7 @@
 """Presets of the masked family: the ten-task models of the built-in worlds, and one for each published system."""
 
 from vidgen.conditioning import TASKS
-from vidgen.generators import MaskedTransformer, PrefixMaskedTransformer
+from vidgen.generators import EfficientMaskedTransformer, MaskedTransformer, PrefixMaskedTransformer
 from vidgen.pipelines.preset import PipelinePreset
 from vidgen.schedulers import AbsorbingScheduler
 
@@ -77,6 +77,15 @@ MASKED_PRESETS: dict[str, PipelinePreset] = {
         config={**B, "windows": ((0, 8, 8), (0, 0, 0)), "tasks": len(TASKS)},
         text={"width": 512, "layers": 2, "heads": 8},
         defaults={**VIDEO_SIZE, "num_inference_steps": 32, "guidance_scale": 1.0},
+    ),
+    "enat": PipelinePreset(
+        about="visible tokens are encoded once, masked ones decoded from them (ENAT)",
+        tokenizer="base-vq",
+        generator=EfficientMaskedTransformer,
+        config={**B, "layers": 22, "decoder_layers": 2},
+        text={"width": 512, "layers": 2, "heads": 8},
+        scheduler={"guidance_ramp": "linear"},
+        defaults={**VIDEO_SIZE, "num_inference_steps": 12, "guidance_scale": 3.0},
     ),
     "motionaura": PipelinePreset(
         about="discrete diffusion over learned codes from text (MotionAura)",

@@ -9,6 +9,7 @@ from vidgen.conditioning import ClassEncoder, TextEncoder, WordTextEncoder
 from vidgen.generators import (
     AutoregressiveTransformer,
     DiffusionTransformer,
+    EfficientMaskedTransformer,
     Generator,
     MaskedTransformer,
     PrefixMaskedTransformer,
@@ -23,6 +24,7 @@ from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 
 FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
     MaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
+    EfficientMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     PrefixMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     DiffusionTransformer: (DiffusionVideoPipeline, FlowMatchEulerDiscreteScheduler),
     AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
