@@ -7,10 +7,20 @@ import pytest
 import torch
 
 from vidgen.nn.random import gumbel, rand, seeded
-from vidgen.schedulers import AutoregressiveScheduler, MaskedTokenScheduler, SamplingRule
-from vidgen.schedulers.masked import SCHEDULES
+from vidgen.schedulers import AbsorbingScheduler, AutoregressiveScheduler, MaskedTokenScheduler, SamplingRule
+from vidgen.schedulers.mask_schedule import SCHEDULES
 
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+each_schedule = pytest.mark.parametrize("schedule", [*SCHEDULES, "pow2.5"])
+FORMULAS = {  # MaskGIT's mask_schedule.schedule of progress r and the number of unknown tokens
+    "cosine": lambda r, n: math.cos(r * math.pi / 2),
+    "linear": lambda r, n: 1 - r,
+    "square": lambda r, n: 1 - r * r,
+    "cube": lambda r, n: 1 - r * r * r,
+    "sqrt": lambda r, n: 1 - math.sqrt(r),
+    "pow2.5": lambda r, n: 1 - r**2.5,
+    "log": lambda r, n: min(1.0, -math.log2(r) / math.log2(n)),
+    "exp": lambda r, n: 1 - 2 ** (-math.log2(n) * (1 - r)),
+}
 
 
 def decode(scheduler, *, steps, unknown, confidence=None, seed=0, predictions=None):
@@ -39,8 +49,8 @@ def decode(scheduler, *, steps, unknown, confidence=None, seed=0, predictions=No
 @each_schedule
 def test_a_schedule_falls_from_all_masked_to_none(schedule):
     scheduler = MaskedTokenScheduler(schedule)
-    shares = [scheduler.masked_share(step / 100) for step in range(101)]
-    assert shares[0] == 1
+    shares = [scheduler.masked_share(step / 100, 1024) for step in range(101)]
+    assert shares[0] == pytest.approx(1, abs=1 / 1024)
     assert abs(shares[-1]) < 1e-12
     assert all(before > after for before, after in pairwise(shares))
 
@@ -58,10 +68,108 @@ def test_each_step_decides_a_token_until_none_is_left(schedule, order, steps, co
     assert (sample == 7).all()
 
 
-def test_the_number_of_masked_tokens_follows_the_formula():
-    _, history = decode(MaskedTokenScheduler("cosine"), steps=8, unknown=torch.ones(1, 1000, dtype=torch.bool))
-    expected = [math.floor(1000 * math.cos(math.pi / 2 * step / 8)) for step in range(1, 8)] + [0]
-    assert [int(masked.sum()) for masked in history] == expected
+@each_schedule
+@pytest.mark.parametrize("steps", [8, 12, 18])
+def test_the_number_of_masked_tokens_follows_the_published_formula_at_every_step(schedule, steps):
+    unknown = torch.ones(2, 1000, dtype=torch.bool)
+    unknown[1, :300] = False
+    _, history = decode(MaskedTokenScheduler(schedule), steps=steps, unknown=unknown)
+    for sample, total in ((0, 1000), (1, 700)):
+        expected, left = [], total
+        for step in range(1, steps):
+            wanted = total * FORMULAS[schedule](step / steps, total)
+            left = min(math.floor(wanted + 1e-4), left - 1)
+            expected.append(left)
+        assert [int(masked[sample].sum()) for masked in history] == [*expected, 0]
+
+
+def test_choice_noise_is_annealed_linearly_to_zero():
+    """At the last step but one the noise of temperature 4.5 is scaled by what is left of the steps."""
+    confidence = torch.zeros(1, 50)
+    unknown = torch.ones(1, 50, dtype=torch.bool)
+    for left, steps in ((3, 4), (1, 4)):
+        scheduler = MaskedTokenScheduler("linear")
+        scheduler.set_timesteps(steps)
+        step = scheduler.step(
+            torch.zeros(1, 50, 1, dtype=torch.long),
+            left,
+            torch.zeros(1, 50, 1, dtype=torch.long),
+            masked=unknown,
+            confidence=confidence + torch.arange(50.0) * 0.3,
+            unknown=unknown,
+            generators=seeded([0]),
+        )
+        score = torch.arange(50.0) * 0.3 + 4.5 * left / steps * gumbel((1, 50), seeded([0]))
+        stays = score.argsort(dim=1)[:, : int(50 * left / steps)]
+        assert set(stays[0].tolist()) == set(step.masked[0].nonzero()[:, 0].tolist())
+
+
+def test_a_critic_may_mask_decided_tokens_again_and_keeps_the_count():
+    unknown = torch.ones(1, 20, dtype=torch.bool)
+    unknown[0, :4] = False
+    masked = unknown.clone()
+    masked[0, :12] = False
+    scheduler = MaskedTokenScheduler("linear", choice_temperature=0.0)
+    scheduler.set_timesteps(4)
+    realness = torch.arange(20.0)[None]  # the first ones are doubted most
+    sample = torch.zeros(1, 20, 1, dtype=torch.long)
+    step = scheduler.step(
+        sample + 7,
+        2,
+        sample,
+        masked=masked,
+        confidence=None,
+        unknown=unknown,
+        generators=seeded([0]),
+        realness=realness,
+    )
+    assert step.masked[0].nonzero()[:, 0].tolist() == list(range(4, 12))
+    assert (step.prev_sample.squeeze(-1) == 7).equal(masked)
+
+
+@pytest.mark.parametrize("kind", [MaskedTokenScheduler, AbsorbingScheduler])
+def test_guidance_is_constant_or_grows_from_nearly_one(kind):
+    scheduler = kind(guidance_ramp="linear")
+    scheduler.set_timesteps(4)
+    assert [scheduler.guidance_at(t, 5.0) for t in scheduler.timesteps] == [2.0, 3.0, 4.0, 5.0]
+    scheduler = kind()
+    scheduler.set_timesteps(4)
+    assert [scheduler.guidance_at(t, 5.0) for t in scheduler.timesteps] == [5.0] * 4
+    with pytest.raises(ValueError, match="unknown guidance_ramp 'cosine'; one of constant, linear"):
+        kind(guidance_ramp="cosine")
+
+
+# ------------------------------------------------------------------------------------------------------- absorbing
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exp"])
+@pytest.mark.parametrize("remask", [0.0, 0.1, 0.9])
+def test_the_absorbing_process_masks_the_share_of_its_formula_on_average(schedule, remask):
+    unknown = torch.ones(4, 20_000, dtype=torch.bool)
+    unknown[:, :2_000] = False
+    _, history = decode(AbsorbingScheduler(schedule, remask=remask), steps=5, unknown=unknown)
+    for step, masked in enumerate(history[:-1], start=1):
+        share = masked.sum().item() / unknown.sum().item()
+        assert share == pytest.approx(FORMULAS[schedule](step / 5, 18_000), abs=0.01)
+    assert not history[-1].any()
+    assert not (torch.stack(history) & ~unknown).any()
+
+
+def test_without_remasking_decided_tokens_stay_and_with_it_some_are_drawn_again():
+    unknown = torch.ones(1, 1000, dtype=torch.bool)
+    for remask in (0.0, 0.3):
+        _, history = decode(AbsorbingScheduler(remask=remask), steps=6, unknown=unknown)
+        again = sum(bool((after & ~before).any()) for before, after in pairwise(history))
+        assert (again > 0) == (remask > 0)
+
+
+def test_an_absorbing_step_of_a_sample_depends_on_its_own_generator_alone():
+    unknown = torch.ones(3, 50, dtype=torch.bool)
+    _, together = decode(AbsorbingScheduler(), steps=4, unknown=unknown)
+    _, alone = decode(AbsorbingScheduler(), steps=4, unknown=unknown[:1])
+    assert all(torch.equal(one[:1], two) for one, two in zip(together, alone, strict=True))
+    with pytest.raises(ValueError, match="remask"):
+        AbsorbingScheduler(remask=1.0)
 
 
 @each_schedule
@@ -111,7 +219,9 @@ def test_reals_keep_the_type_of_the_sample():
     assert step.prev_sample.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("wrong", [{"schedule": "cubic"}, {"choice_order": "best"}, {"choice_temperature": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"schedule": "cubic"}, {"schedule": "pow0"}, {"choice_order": "best"}, {"choice_temperature": -1.0}]
+)
 def test_unknown_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MaskedTokenScheduler(**wrong)

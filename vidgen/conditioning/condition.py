@@ -28,7 +28,7 @@ class Condition:
             prompts), or `None` = the whole video.
         known: tokens of the condition video at ALL positions (unknown pixels filled in), or `None`.
         token_state: `b n` long of `TokenState`, present exactly with `known`. KNOWN tokens are never changed.
-        task: `b` long, index of the task, or `None`.
+        task: `b` long, index into `TASK_NAMES` (-1 = none was named), or `None` = no sample has one.
     """
 
     states: Tensor

@@ -23,6 +23,7 @@ DIGIT_MOTIONS: dict[str, tuple[int, int]] = {
     "moving down": (0, 1),
     "staying still": (0, 0),
 }
+DIGIT_CLASSES: tuple[str, ...] = tuple(str(digit) for digit in range(10))
 _SPAN = 0.44  # side of a digit's 28×28 box / shorter side of the frame
 _TEST_EVERY = 10
 _PLACEMENTS = 16  # random placements tried per clip with two digits

@@ -33,6 +33,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 SIZES: dict[str, float] = {"small": 0.22, "large": 0.38}  # width of the upright shape / shorter side of the frame
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
+SHAPE_CLASSES: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 MOTIONS: tuple[str, ...] = (
     "moving left",
     "moving right",
@@ -162,7 +163,8 @@ def render(scene: Scene, *, num_frames: int, height: int, width: int, generator:
 class ShapesWorld(Dataset):
     """Map-style dataset of rendered scenes; item i is a function of (seed, i) alone.
 
-    Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str}`.
+    Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str}`, and with `objects=(1,)` also
+    `"class_label": int`, the number of its colour and shape in `SHAPE_CLASSES`.
 
     Args:
         objects: allowed numbers of objects, each 1 or 2; name a number twice to draw it twice as often.
@@ -198,7 +200,10 @@ class ShapesWorld(Dataset):
             raise IndexError(f"index must be in 0…{self.length - 1}; got {index}")
         scene, generator = self._scene(index)
         video = render(scene, num_frames=self.num_frames, height=self.height, width=self.width, generator=generator)
-        return {"video": video, "caption": scene.caption, "id": f"shapes-{self.seed}-{index}"}
+        item = {"video": video, "caption": scene.caption, "id": f"shapes-{self.seed}-{index}"}
+        if self.objects != (1,):
+            return item
+        return item | {"class_label": SHAPE_CLASSES.index(f"{scene.objects[0].colour} {scene.objects[0].shape}")}
 
     def scene(self, index: int) -> Scene:
         """The scene of item `index`, without rendering it."""

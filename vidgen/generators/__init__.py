@@ -4,5 +4,14 @@ from vidgen.generators.autoregressive import AutoregressiveTransformer
 from vidgen.generators.base import Generator
 from vidgen.generators.diffusion import DiffusionTransformer
 from vidgen.generators.masked import MaskedTransformer
+from vidgen.generators.masked_efficient import EfficientMaskedTransformer
+from vidgen.generators.masked_prefix import PrefixMaskedTransformer
 
-__all__ = ["AutoregressiveTransformer", "DiffusionTransformer", "Generator", "MaskedTransformer"]
+__all__ = [
+    "AutoregressiveTransformer",
+    "DiffusionTransformer",
+    "EfficientMaskedTransformer",
+    "Generator",
+    "MaskedTransformer",
+    "PrefixMaskedTransformer",
+]

@@ -1,14 +1,16 @@
 """Masked transformer: sees some tokens, predicts the rest, all at once (MaskGIT, MAGVIT; MAR for reals)."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vidgen.conditioning import Condition, TokenState
+from vidgen.conditioning import NO_TASK, Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.heads import build_head
@@ -18,6 +20,7 @@ from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
 from vidgen.nn.random import Generators, rand
 from vidgen.nn.transformer import TransformerBlock
+from vidgen.schedulers.sampling import SamplingRule
 
 
 class MaskedTransformer(Generator, ConfigMixin):
@@ -29,6 +32,13 @@ class MaskedTransformer(Generator, ConfigMixin):
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
         smallest_ratio: the mask ratio is cos(π/2 · u), at least this (MaskGIT, section 3.1).
+        tasks: how many tasks the network is told apart by a state of their own; 0 = it does not hear `Condition.task`.
+        refine_weight: of masked tokens some of whose pixels are known (COMMIT's refine loss, MAGVIT, equation 5).
+        reconstruction_weight: of tokens that the network sees and gives back (COMMIT's reconstruction loss).
+        windows: (frames, rows, columns) of tokens that attend to each other, one for each layer in turn, 0 = the whole
+            axis; () = all tokens. MaskViT (arXiv 2206.11894) takes turns between single frames and tall windows.
+        self_critic_weight: above 0, a head learns to tell the network's own drawings from true tokens (Phenaki,
+            arXiv 2210.02399; Token-Critic, arXiv 2209.04439), and the sampler masks what it doubts.
     """
 
     _supports_gradient_checkpointing = False
@@ -46,20 +56,33 @@ class MaskedTransformer(Generator, ConfigMixin):
         expansion: float = 4.0,
         token_weight: float = 0.5,
         smallest_ratio: float = 0.0,
+        tasks: int = 0,
+        refine_weight: float = 1.0,
+        reconstruction_weight: float = 0.0,
+        windows: Sequence[Sequence[int]] = (),
+        self_critic_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
+        if windows and not self.spec.is_grid:
+            raise ValueError(f"windows need tokens on one thw grid, got {self.spec.parts}; leave windows empty")
         self.heads = heads
+        self.windows = [tuple(window) for window in windows]
         self.token_embedding = TokenEmbedding(self.spec, width)
         self.masked = nn.Parameter(torch.randn(width) * SCALE)
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
+        self.task_embedding = TaskEmbedding(tasks, width) if tasks else None
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(width, heads, expansion=expansion) for _ in range(layers)
+            self.build_block(width, heads, expansion=expansion) for _ in range(layers)
         )
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
+        self.to_realness = nn.Linear(width, 1) if self_critic_weight > 0 else None
+
+    def build_block(self, width: int, heads: int, *, expansion: float) -> nn.Module:
+        return TransformerBlock(width, heads, expansion=expansion)
 
     def forward(
         self,
@@ -70,6 +93,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        task: Tensor | None = None,
     ) -> Tensor:
         """Hidden states `b n d` for `proj_out`.
 
@@ -79,26 +103,106 @@ class MaskedTransformer(Generator, ConfigMixin):
             coordinates: `n 5` of `LatentSpec.coordinates`.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b n l`.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
+            task: `b` long, which task each sample is.
         """
+        x = self.embed(tokens, masked, coordinates, known_tokens, token_state)
+        states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
+        return self.norm_out(self.trunk(x, states, mask, coordinates))
+
+    def embed(
+        self,
+        tokens: Tensor,
+        masked: Tensor,
+        coordinates: Tensor,
+        known_tokens: Tensor | None,
+        token_state: Tensor | None,
+    ) -> Tensor:
+        """Tokens or the mask's vector, with their places and what is known there: `b n d`."""
         x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
         x = x + self.place_embedding(coordinates)
-        if known_tokens is not None:
-            x = x + self.known_embedding(known_tokens, token_state)
-        states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
+        return x if known_tokens is None else x + self.known_embedding(known_tokens, token_state)
+
+    def told(self, states: Tensor, mask: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The condition states with those for "nothing was said" and the task in front, and who sees them."""
+        states, mask = self.text_projection(states, mask)
+        return (states, mask) if self.task_embedding is None else self.task_embedding(task, states, mask)
+
+    def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor) -> Tensor:
+        """The layers: embedded tokens `b n d`, condition states and who sees them -> `b n d`."""
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
-        everything = AttentionSpec.sequence(x.shape[1])
-        for block in self.transformer_blocks:
-            x = block(x, states, mask, everything, turns)
-        return self.norm_out(x)
+        for block, pattern in zip(self.transformer_blocks, self.patterns(coordinates), strict=True):
+            x = block(x, states, mask, pattern, turns)
+        return x
+
+    def patterns(self, coordinates: Tensor, *, prefix: int = 0) -> list[AttentionSpec]:
+        """Which tokens see each other in each layer, behind a prefix that sees and is seen by all."""
+        layers = range(len(self.transformer_blocks))
+        if not self.windows:
+            return [AttentionSpec.sequence(len(coordinates), prefix=prefix) for _ in layers]
+        frames, rows, columns = (int(coordinates[:, axis].unique().numel()) for axis in (2, 3, 4))
+        patterns = []
+        for layer in layers:
+            t, y, x = self.windows[layer % len(self.windows)]
+            window = (t or frames, y or rows, x or columns)
+            patterns.append(AttentionSpec.swin3d((frames, rows, columns), window, prefix=prefix))
+        return patterns
+
+    def realness(self, tokens: Tensor, coordinates: Tensor, **condition: Tensor | None) -> Tensor:
+        """`b n`: logit that each token of a complete video is true and not drawn by this network."""
+        if self.to_realness is None:
+            raise ValueError("this network has no critic; train one with self_critic_weight above 0")
+        nothing_masked = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return self.to_realness(self(tokens, nothing_masked, coordinates, **condition)).squeeze(-1)  # pyright: ignore
+
+    def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
+        return {**super().condition_inputs(condition, coordinates), "task": condition.task}
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
+        """COMMIT's three terms (MAGVIT, equation 5), each a share of one weighted mean over the tokens of a sample:
+        `masked` tokens of which nothing is known, `refined` ones that are partly known, `reconstructed` ones that are
+        seen; and `critic`, the self-critic's. Known tokens are seen as the condition has them and have no part in it.
+        """
         target = latents.tokens if latents.ids is None else latents.ids
         masked = self.random_mask(condition, target.shape[:2], generators).to(target.device)
         coordinates = latents.spec.coordinates(latents.size).to(target.device)
-        hidden = self(target, masked, coordinates, **self.condition_inputs(condition, coordinates))
-        weights = token_weights(latents, self.config.token_weight) * masked
+        tokens, inputs = seen(target, condition), self.condition_inputs(condition, coordinates)
+        hidden = self(tokens, masked, coordinates, **inputs, **self.training_inputs(masked, generators))
         loss = self.proj_out.loss(hidden, target, generators=generators)
-        return {"masked": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}
+
+        state = torch.zeros_like(masked, dtype=torch.long) if condition.token_state is None else condition.token_state
+        kinds = {"masked": (masked & (state == TokenState.UNKNOWN)).float()}
+        if condition.token_state is not None:
+            kinds["refined"] = self.config.refine_weight * (masked & (state == TokenState.PARTIAL)).float()
+        if self.config.reconstruction_weight > 0:
+            visible = ~masked & (state != TokenState.KNOWN)
+            kinds["reconstructed"] = self.config.reconstruction_weight * visible.float()
+        weights = token_weights(latents, self.config.token_weight)
+        total = (weights * torch.stack(list(kinds.values())).sum(dim=0)).sum(dim=1).clamp(min=1e-6)
+        terms = {name: ((loss * weights * kind).sum(dim=1) / total).mean() for name, kind in kinds.items()}
+        if self.to_realness is not None:
+            drawn = self.draw(hidden.detach(), coordinates, generators)
+            completed = torch.where(masked.unsqueeze(-1), drawn.to(tokens.dtype), tokens)
+            doubt = F.binary_cross_entropy_with_logits(
+                self.realness(completed, coordinates, **inputs), (~masked).float(), reduction="none"
+            )
+            judged = (state != TokenState.KNOWN).float()
+            share = (doubt * judged).sum(dim=1) / judged.sum(dim=1).clamp(min=1)
+            terms["critic"] = self.config.self_critic_weight * share.mean()
+        return terms
+
+    def training_inputs(self, masked: Tensor, generators: Generators) -> dict[str, Tensor]:
+        """What `forward` is told in training alone."""
+        return {}
+
+    def empty_memories(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `forward` is told of its earlier steps, with the condition and without it."""
+        return {}, {}
+
+    @torch.no_grad()
+    def draw(self, hidden: Tensor, coordinates: Tensor, generators: Generators) -> Tensor:
+        """Tokens drawn from the network's own prediction, all at once."""
+        rule, limits = SamplingRule(), self.limits(coordinates)
+        return self.proj_out.sample(hidden, None, 1.0, generators=generators, rule=rule, limits=limits)[0]
 
     def random_mask(self, condition: Condition, shape: torch.Size, generators: Generators) -> Tensor:
         """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉ at random, at least one; ratio cos(π/2 · u)."""
@@ -111,3 +215,28 @@ class MaskedTransformer(Generator, ConfigMixin):
         scores = rand((batch, count), generators).cpu().masked_fill(~unknown, 2.0)
         rank = scores.argsort(dim=1).argsort(dim=1)
         return (rank < wanted[:, None]) & unknown
+
+
+class TaskEmbedding(nn.Module):
+    """One more condition state that all tokens see: which task it is, or that none was named."""
+
+    def __init__(self, tasks: int, width: int) -> None:
+        super().__init__()
+        self.states = nn.Embedding(tasks + 1, width)
+        nn.init.normal_(self.states.weight, std=SCALE)
+
+    def forward(self, task: Tensor | None, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`b` long or `None`, `b l d`, bool `b l` or `b n l` -> states and mask with the task in front."""
+        if task is None:
+            task = torch.full((len(states),), NO_TASK, device=states.device)
+        told = self.states(task - NO_TASK).unsqueeze(1).to(states.dtype)
+        always = torch.ones(*mask.shape[:-1], 1, dtype=torch.bool, device=mask.device)
+        return torch.cat([told, states], dim=1), torch.cat([always, mask], dim=-1)
+
+
+def seen(target: Tensor, condition: Condition) -> Tensor:
+    """The tokens of a clip, `b n q` or `b n c`, with those of the condition video where they are known."""
+    if condition.known is None or condition.token_state is None:
+        return target
+    given = condition.known.tokens if condition.known.ids is None else condition.known.ids
+    return torch.where((condition.token_state == TokenState.KNOWN).unsqueeze(-1), given.to(target.dtype), target)

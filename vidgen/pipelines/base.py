@@ -12,7 +12,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from vidgen.conditioning import Condition, TextEncoder, TextStates, TokenState, known_from_video
+from vidgen.conditioning import ClassEncoder, Condition, TextEncoder, TextStates, TokenState, known_from_video
 from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
@@ -71,7 +71,11 @@ class VideoPipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoPipeline":
         """As diffusers', which leaves components behind whose class is not exactly the annotated one."""
-        kept = {name: pipeline.components[name] for name in ("video_tokenizer", "text_encoder") if name not in kwargs}
+        kept = {
+            name: pipeline.components[name]
+            for name in ("video_tokenizer", "text_encoder", "transformer")
+            if name not in kwargs
+        }
         return super().from_pipe(pipeline, **kept, **kwargs)  # pyright: ignore[reportReturnType]
 
     # diffusers' properties
@@ -200,6 +204,16 @@ class VideoPipeline(DiffusionPipeline):
             negative = repeated(negative, num_videos_per_prompt)
             negative_prompt_embeds, negative_prompt_attention_mask = negative.states, negative.mask
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
+
+    def class_prompt(self, class_label: int | list[int], prompt: Prompt | None = None) -> Prompt:
+        """Names of classes, which are the prompts of a pipeline that is told classes."""
+        if prompt is not None:
+            raise ValueError("give a class_label or a prompt, not both")
+        if not isinstance(self.text_encoder, ClassEncoder):
+            raise ValueError(f"class_label needs a ClassEncoder, this pipeline has {type(self.text_encoder).__name__}")
+        if isinstance(class_label, int):
+            return self.text_encoder.name(class_label)
+        return [self.text_encoder.name(label) for label in class_label]
 
     def _states(
         self, prompt: Prompt | None, embeds: Tensor | None, mask: Tensor | None, device: torch.device

@@ -8,11 +8,13 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
 from torch import Tensor
 
-from vidgen.conditioning import Condition, TextEncoder
+from vidgen.conditioning import Condition, TextEncoder, known_mask, task_numbers
+from vidgen.conditioning.tasks import check_task
 from vidgen.generators import MaskedTransformer
+from vidgen.latents import VideoSize
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
-from vidgen.schedulers import MaskedTokenScheduler, SamplingRule
+from vidgen.schedulers import MaskScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
 
@@ -32,7 +34,7 @@ class MaskedVideoPipeline(VideoPipeline):
         video_tokenizer: Tokenizer,
         text_encoder: TextEncoder,
         transformer: MaskedTransformer,
-        scheduler: MaskedTokenScheduler,
+        scheduler: MaskScheduler,
         defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -71,6 +73,8 @@ class MaskedVideoPipeline(VideoPipeline):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        class_label: int | list[int] | None = None,
+        task: str | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -94,6 +98,9 @@ class MaskedVideoPipeline(VideoPipeline):
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
+            class_label: number of the class in place of a prompt, one or many.
+            task: one of `TASK_NAMES`, which a network trained on tasks is told. Of a `video` with all frames and
+                without a mask, the task's own region is known.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -105,6 +112,10 @@ class MaskedVideoPipeline(VideoPipeline):
             self.default("height", height, 64),
             self.default("width", width, 64),
         )
+        if class_label is not None:
+            prompt = self.class_prompt(class_label, prompt)
+        if task is not None and mask is None and video is not None:
+            mask = self.task_mask(task, video, size)
         self.check_inputs(
             prompt,
             negative_prompt,
@@ -140,6 +151,7 @@ class MaskedVideoPipeline(VideoPipeline):
         generators = self.prepare_generators(generator, batch)
         known = self.prepare_known(video, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
@@ -150,6 +162,7 @@ class MaskedVideoPipeline(VideoPipeline):
         self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
+        memories = self.transformer.empty_memories()
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
@@ -157,20 +170,24 @@ class MaskedVideoPipeline(VideoPipeline):
                 self._current_timestep = t
                 tokens = sample.nan_to_num() if sample.is_floating_point() else sample.clamp(min=0)
                 inputs["encoder_hidden_states"] = prompt_embeds
-                hidden = self.transformer(tokens, masked, coordinates, **inputs)
+                hidden = self.transformer(tokens, masked, coordinates, **inputs, **memories[0])
                 without = None
                 if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(tokens, masked, coordinates, **other)
+                    without = self.transformer(tokens, masked, coordinates, **other, **memories[1])
                 prediction, confidence = self.transformer.proj_out.sample(
                     hidden,
                     without,
-                    self.guidance_scale,
+                    self.scheduler.guidance_at(t, self.guidance_scale),
                     generators=generators,
                     rule=rule,
                     limits=self.transformer.limits(coordinates),
                 )
+                realness = None
+                if self.transformer.to_realness is not None:
+                    completed = torch.where(masked.unsqueeze(-1), prediction.to(tokens.dtype), tokens)
+                    realness = self.transformer.realness(completed, coordinates, **inputs)
                 step = self.scheduler.step(
                     prediction,
                     t,
@@ -179,17 +196,25 @@ class MaskedVideoPipeline(VideoPipeline):
                     confidence=confidence,
                     unknown=unknown,
                     generators=generators,
+                    realness=realness,
                 )
                 sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
-                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
-                    sample, prompt_embeds, negative_prompt_embeds = tensors
+                    changed = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    sample, prompt_embeds, negative_prompt_embeds = changed
+                    if any(after is not before for after, before in zip(changed, tensors, strict=True)):
+                        memories = self.transformer.empty_memories()  # what is kept is of the tensors before
                 progress.update()
 
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def task_mask(self, task: str, video: VideoInput, size: VideoSize) -> Tensor | None:
+        """The region that a task gives of a video with all frames; a shorter one is known whole."""
+        frames = self.video_tensor(video).shape[2]
+        return known_mask(task, size) if frames == size[0] else None
 
     def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> Tensor:
         """Tokens to start from: given ones, else undecided ones; known tokens are in place."""

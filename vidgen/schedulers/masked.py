@@ -1,6 +1,5 @@
 """Parallel decoding of masked tokens: which predictions to keep at each step (MaskGIT, arXiv 2202.04200)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from vidgen.nn.random import Generators, gumbel, rand
+from vidgen.schedulers.mask_schedule import RAMPS, check_schedule, guidance_at, masked_share
 
-SCHEDULES = ("cosine", "linear", "square", "sqrt")
 ORDERS = ("confidence", "random")
 
 
@@ -23,29 +22,11 @@ class MaskedTokenSchedulerOutput(BaseOutput):
     masked: Tensor
 
 
-class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
-    """Keeps the most confident predictions and masks the rest again.
-
-    Args:
-        schedule: share of tokens masked after progress r: cosine cos(πr/2), linear 1 - r, square 1 - r², sqrt 1 - √r.
-        choice_order: "confidence" (with Gumbel noise) or "random", as always without a confidence.
-        choice_temperature: of the Gumbel noise on the log-confidence, falling linearly to 0 (MAGVIT: 4.5).
-    """
+class MaskScheduler(SchedulerMixin, ConfigMixin):
+    """Numbered steps, shares of masked tokens and guidance: what the samplers of masked tokens have in common."""
 
     order = 1  # diffusers: one model call a step
-
-    @register_to_config
-    def __init__(
-        self, schedule: str = "cosine", choice_order: str = "confidence", choice_temperature: float = 4.5
-    ) -> None:
-        if schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {schedule!r}; one of {', '.join(SCHEDULES)}")
-        if choice_order not in ORDERS:
-            raise ValueError(f"unknown choice_order {choice_order!r}; one of {', '.join(ORDERS)}")
-        if choice_temperature < 0:
-            raise ValueError(f"choice_temperature must be at least 0, got {choice_temperature}")
-        self.timesteps = torch.arange(0)
-        self.num_inference_steps = 0
+    num_inference_steps: int
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Steps are numbered downwards, so that the last one is 0."""
@@ -54,17 +35,42 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.arange(num_inference_steps - 1, -1, -1, device=device)
 
-    def masked_share(self, progress: float) -> float:
-        """Share of the unknown tokens that stays masked after `progress` in [0, 1]."""
-        match self.config.schedule:
-            case "cosine":
-                return math.cos(math.pi / 2 * progress)
-            case "linear":
-                return 1 - progress
-            case "square":
-                return 1 - progress**2
-            case _:
-                return 1 - progress**0.5
+    def masked_share(self, progress: float, total: int) -> float:
+        """Share of `total` unknown tokens that stays masked after `progress` in [0, 1]."""
+        return masked_share(self.config.schedule, progress, total)
+
+    def guidance_at(self, timestep: int | Tensor, guidance_scale: float) -> float:
+        """Guidance scale of a step."""
+        return guidance_at(self.config.guidance_ramp, guidance_scale, 1 - int(timestep) / self.num_inference_steps)
+
+
+class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
+    """Keeps the most confident predictions and masks the rest again.
+
+    Args:
+        schedule: share of tokens masked after each step, see `masked_share`.
+        choice_order: "confidence" (with Gumbel noise) or "random", as always without a confidence.
+        choice_temperature: of the Gumbel noise on the log-confidence, falling linearly to 0 (MAGVIT: 4.5).
+        guidance_ramp: guidance is "constant", or grows with the steps ("linear").
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        schedule: str = "cosine",
+        choice_order: str = "confidence",
+        choice_temperature: float = 4.5,
+        guidance_ramp: str = "constant",
+    ) -> None:
+        check_schedule(schedule)
+        if guidance_ramp not in RAMPS:
+            raise ValueError(f"unknown guidance_ramp {guidance_ramp!r}; one of {', '.join(RAMPS)}")
+        if choice_order not in ORDERS:
+            raise ValueError(f"unknown choice_order {choice_order!r}; one of {', '.join(ORDERS)}")
+        if choice_temperature < 0:
+            raise ValueError(f"choice_temperature must be at least 0, got {choice_temperature}")
+        self.timesteps = torch.arange(0)
+        self.num_inference_steps = 0
 
     def step(
         self,
@@ -76,6 +82,7 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
         confidence: Tensor | None,
         unknown: Tensor,
         generators: Generators,
+        realness: Tensor | None = None,
     ) -> MaskedTokenSchedulerOutput:
         """One step.
 
@@ -87,21 +94,31 @@ class MaskedTokenScheduler(SchedulerMixin, ConfigMixin):
             confidence: log-probability of each prediction, `b n`, or `None`.
             unknown: `b n` bool, all positions that were not given at the beginning.
             generators: one per sample.
+            realness: `b n`, a critic's verdict on the prediction in place of the confidence; then tokens that were
+                decided earlier may be masked again (Token-Critic, arXiv 2209.04439).
         """
         prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)
         left = int(timestep)
         if left == 0:
             return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=torch.zeros_like(masked))
         progress = 1 - left / self.num_inference_steps
-        total = unknown.sum(dim=1)
-        stay = (total * self.masked_share(progress)).floor().long()
-        # each step decides at least one token
-        stay = torch.minimum(stay, masked.sum(dim=1) - 1).clamp(min=0)
-        if confidence is None or self.config.choice_order == "random":
-            score = rand(masked.shape, generators, like=total.float())
+        stay = self.tokens_left(unknown, progress)
+        if realness is not None:
+            confidence, candidates = realness, unknown
+        else:
+            candidates = masked
+            stay = torch.minimum(stay, masked.sum(dim=1) - 1).clamp(min=0)  # each step decides at least one token
+        if confidence is None or (self.config.choice_order == "random" and realness is None):
+            score = rand(masked.shape, generators, like=prediction.new_empty(0, dtype=torch.float32))
         else:
             noise = gumbel(masked.shape, generators, like=confidence)
             score = confidence + self.config.choice_temperature * (1 - progress) * noise
-        score = score.masked_fill(~masked, float("inf"))
+        score = score.masked_fill(~candidates, float("inf"))
         rank = score.argsort(dim=1).argsort(dim=1)
-        return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=masked & (rank < stay[:, None]))
+        return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=candidates & (rank < stay[:, None]))
+
+    def tokens_left(self, unknown: Tensor, progress: float) -> Tensor:
+        """`b` long: how many of the unknown tokens stay masked, rounded down."""
+        counts = unknown.sum(dim=1)
+        shares = [self.masked_share(progress, count) for count in counts.tolist()]
+        return (counts * torch.tensor(shares, device=unknown.device)).floor().long()

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from vidgen.data.digits import MovingDigits
+from vidgen.data.digits import DIGIT_CLASSES, MovingDigits
 from vidgen.data.folder import VideoFolder
-from vidgen.data.shapes import ShapesWorld
+from vidgen.data.shapes import SHAPE_CLASSES, ShapesWorld
 from vidgen.training.config import DataConfig
 from vidgen.training.order import seed_of
 
@@ -41,6 +41,16 @@ def held_out_share(data: DataConfig, folder: VideoFolder) -> float:
             "add videos or set --validation-clips 0"
         )
     return min(0.2, data.validation_clips / len(folder.videos))
+
+
+def class_names(data: DataConfig) -> tuple[str, ...]:
+    """Names of the classes of a built-in world's clips, in the order of their labels."""
+    if not data.is_world or data.objects != (1,):
+        raise ValueError(
+            "clips have a class in the built-in worlds with one object: --data shapes or digits, --objects 1; "
+            f"got --data {data.source}, --objects {' '.join(str(count) for count in data.objects)}"
+        )
+    return tuple(SHAPE_CLASSES if data.source == "shapes" else DIGIT_CLASSES)
 
 
 def world(data: DataConfig, *, split: str) -> Dataset:
@@ -77,9 +87,12 @@ def video_folder(data: DataConfig, *, clips_per_video: int, captions_required: b
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Items of a dataset as one batch: `video` `b 3 t h w`, `caption` and `id` lists."""
-    return {
+    """Items of a dataset as a batch: `video` `b 3 t h w`; lists `caption`, `id` and (where known) `class_label`."""
+    batch = {
         "video": torch.stack([item["video"] for item in items]),
         "caption": [item["caption"] for item in items],
         "id": [item["id"] for item in items],
     }
+    if "class_label" in items[0]:
+        batch["class_label"] = [item["class_label"] for item in items]
+    return batch

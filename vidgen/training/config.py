@@ -268,6 +268,12 @@ class GeneratorRun(Run):
     """Share of the clips that are trained without their text, for classifier-free guidance."""
     known_frames: float = 0.1
     """Share of the clips whose first frames are given, for image to video and continuation."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to draw for the clips in place of `known_frames`: `all`, or names such as `frame_prediction`."""
+    task_frames: int = 1
+    """Frames that prediction tasks give at the beginning, and interpolation at either end."""
+    classes: bool = False
+    """Tell the model the clips' class in place of their captions."""
     cached_clips: int = 0
     """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
     cache_dir: Path | None = None
@@ -276,6 +282,11 @@ class GeneratorRun(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "drop_text", "known_frames", "cached_clips")
+        check_positive(self, "task_frames")
+        if self.tasks and self.cached_clips > 0:
+            raise ValueError("tasks give away pixels, which encoded clips no longer have; set --cached-clips 0")
+        if self.classes and self.text_encoder is not None:
+            raise ValueError("classes take the place of a text encoder; leave one of --classes and --text-encoder out")
         for name in ("drop_text", "known_frames"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")

@@ -1,12 +1,23 @@
-"""One training step of a generator: latents of clips under their text and, sometimes, their first frames."""
+"""One training step of a generator: latents of clips under their text or class, and some of their pixels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidgen.conditioning import Condition, TextStates, TokenState, known_prefix
+from vidgen.conditioning import (
+    ClassEncoder,
+    Condition,
+    TextStates,
+    TokenState,
+    known_from_video,
+    known_mask,
+    known_prefix,
+    task_numbers,
+)
+from vidgen.conditioning.tasks import chosen_tasks, draw_tasks
 from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
@@ -21,11 +32,21 @@ class GeneratorStep(TrainingStep):
         pipeline: its video tokenizer and a frozen text encoder help, but are not trained.
         drop_text: share of the samples that are trained without text.
         known_frames: share of the samples whose first frames are known; needs a causal tokenizer.
+        tasks: names of the tasks that are drawn in place of that, or "all"; they need the clips' pixels.
+        task_frames: frames that prediction tasks give, and interpolation at either end.
     """
 
-    def __init__(self, pipeline: VideoPipeline, *, drop_text: float, known_frames: float) -> None:
+    def __init__(
+        self,
+        pipeline: VideoPipeline,
+        *,
+        drop_text: float,
+        known_frames: float,
+        tasks: Sequence[str] = (),
+        task_frames: int = 1,
+    ) -> None:
         super().__init__()
-        if known_frames > 0 and not pipeline.video_tokenizer.spec.causal:
+        if not tasks and known_frames > 0 and not pipeline.video_tokenizer.spec.causal:
             raise ValueError(
                 "known_frames needs a tokenizer whose first tokens depend on the first frames alone, and this one is "
                 "not causal; set --known-frames 0"
@@ -35,6 +56,7 @@ class GeneratorStep(TrainingStep):
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
         self.drop_text, self.known_frames = drop_text, known_frames
+        self.tasks, self.task_frames = chosen_tasks(tasks), task_frames
         pipeline.set_progress_bar_config(disable=True)
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
@@ -42,12 +64,17 @@ class GeneratorStep(TrainingStep):
         condition = self.condition(batch)
         dropped = rand((len(latents),), generators) < self.drop_text
         condition = condition.without_text(dropped.to(condition.mask.device))
-        if self.known_frames > 0:
+        if self.tasks:
+            self.give_task(condition, batch, generators)
+        elif self.known_frames > 0:
             condition.known, condition.token_state = latents, self.random_prefix(latents, generators)
         return self.transformer.losses(latents, condition, generators=generators)
 
     def evaluate(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
-        return self.transformer.losses(self.latents(batch), self.condition(batch), generators=generators)
+        condition = self.condition(batch)
+        if self.tasks:
+            self.give_task(condition, batch, generators)
+        return self.transformer.losses(self.latents(batch), condition, generators=generators)
 
     def latents(self, batch: Batch) -> Latents:
         """Latents of the batch: encoded now, or from the cache."""
@@ -62,8 +89,32 @@ class GeneratorStep(TrainingStep):
     def condition(self, batch: Batch) -> Condition:
         if "text" in batch:
             return Condition(batch["text"], batch["text_mask"])
-        text: TextStates = self.pipeline.text_encoder.encode(batch["caption"])
+        text: TextStates = self.pipeline.text_encoder.encode(self.prompts(batch))
         return Condition(text.states, text.mask)
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """Captions of the batch, or the names of its classes."""
+        encoder = self.pipeline.text_encoder
+        if not isinstance(encoder, ClassEncoder):
+            return batch["caption"]
+        if "class_label" not in batch:
+            raise ValueError(
+                "this model is told classes, and the clips have no class_label; the built-in worlds have one with "
+                "--objects 1"
+            )
+        return [encoder.name(label) for label in batch["class_label"]]
+
+    def give_task(self, condition: Condition, batch: Batch, generators: Generators) -> None:
+        """Draw a task for each sample and give its pixels away."""
+        if "video" not in batch:
+            raise ValueError("tasks give away pixels, which encoded clips no longer have; set --cached-clips 0")
+        video, tokenizer = batch["video"], self.pipeline.video_tokenizer
+        names = draw_tasks(self.tasks, generators)
+        masks = [known_mask(name, tuple(video.shape[2:]), frames=self.task_frames) for name in names]
+        mask = torch.cat(masks).to(video.device)
+        with torch.no_grad(), torch.autocast(tokenizer.device.type, enabled=False):  # as exact as at inference
+            condition.known, condition.token_state = known_from_video(tokenizer, video, mask)
+        condition.task = task_numbers(names).to(video.device)
 
     def random_prefix(self, latents: Latents, generators: Generators) -> Tensor:
         """`b n` states: for a share of the samples the first 1…t-1 frames are known, for the others none."""
@@ -75,7 +126,7 @@ class GeneratorStep(TrainingStep):
     def samples(self, batch: Batch, generators: Generators) -> Tensor:
         frames, height, width = batch["size"] if "size" in batch else batch["video"].shape[2:]
         output = self.pipeline(  # pyright: ignore[reportCallIssue]
-            prompt=batch["caption"],
+            prompt=self.prompts(batch),
             num_frames=frames,
             height=height,
             width=width,

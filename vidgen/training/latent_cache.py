@@ -43,7 +43,8 @@ class EncodedClips(Dataset):
     """Map-style dataset of a finished cache folder.
 
     Each item is `{"ids": n q}` or `{"tokens": n c}`, with `caption`, `id`, `size` (frames, height, width), with
-    `length` for tokenizers of variable rate, and with `text` (`l d`) for a frozen text encoder.
+    `length` for tokenizers of variable rate, with `class_label` where the clips have one, and with `text` (`l d`) for
+    a frozen text encoder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,6 +66,8 @@ class EncodedClips(Dataset):
             item["ids"] = item["ids"].long()
         if "text" in item:
             item["text"] = item["text"][: int(item.pop("text_length"))]
+        if self.header.get("class_labels"):
+            item["class_label"] = self.header["class_labels"][index]
         return {**item, "caption": self.header["captions"][index], "id": self.header["ids"][index], "size": self.size}
 
 
@@ -95,7 +98,7 @@ def encoded_clips(
         return EncodedClips(place)
 
     def fill(unfinished: Path) -> None:
-        captions, names, size = [], [], (0, 0, 0)
+        captions, names, labels, size = [], [], [], (0, 0, 0)
         for number, first in enumerate(range(0, count, SHARD_CLIPS)):
             rows: list[dict[str, Any]] = []
             last = min(first + SHARD_CLIPS, count)
@@ -104,10 +107,11 @@ def encoded_clips(
                 rows += encode(items, tokenizer, text_encoder)
                 captions += [item["caption"] for item in items]
                 names += [item["id"] for item in items]
+                labels += [item["class_label"] for item in items if "class_label" in item]
                 size = tuple(items[0]["video"].shape[1:])
             save_file(stacked(rows), shard_path(unfinished, number))
             say(f"encoded {last} of {count} clips")
-        header = {"key": key, "size": size, "captions": captions, "ids": names}
+        header = {"key": key, "size": size, "captions": captions, "ids": names, "class_labels": labels}
         (unfinished / HEADER).write_text(json.dumps(header) + "\n")
 
     write_folder(place, fill)
@@ -144,7 +148,8 @@ def stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def collate_encoded(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items of `EncodedClips` as one batch; text states are padded, `text_mask` says which are real."""
     first = items[0]
-    batch: dict[str, Any] = {name: [item[name] for item in items] for name in ("caption", "id")}
+    named = [name for name in ("caption", "id", "class_label") if name in first]
+    batch: dict[str, Any] = {name: [item[name] for item in items] for name in named}
     batch["size"] = first["size"]
     for name in ("ids", "tokens", "length"):
         if name in first:

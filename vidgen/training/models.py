@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import vidgen
-from vidgen.conditioning import TransformersTextEncoder
+from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+from vidgen.training.clips import class_names
 from vidgen.training.config import GeneratorRun, TokenizerRun
 
 
@@ -30,8 +31,11 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     tokenizer = vidgen.load(run.tokenizer or preset.tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {run.tokenizer!r} is a {type(tokenizer).__name__}")
+    preset = preset.tiny() if run.tiny else preset
     text_encoder = None if run.text_encoder is None else TransformersTextEncoder(run.text_encoder)
-    pipeline = (preset.tiny() if run.tiny else preset).build(tokenizer, text_encoder)
+    if run.classes:
+        text_encoder = ClassEncoder(class_names(run.data), width=preset.text.get("width", 192))
+    pipeline = preset.build(tokenizer, text_encoder)
     if run.init_from is not None:
         earlier = vidgen.load(run.init_from)
         if type(earlier) is not type(pipeline):

@@ -31,7 +31,10 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         ValueError: what the user can mend, in one line: unknown preset or tokenizer, unusable data, a run folder that
             is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
-    accelerator = build_accelerator(run, finds_unused_parameters=run.known_frames == 0)  # then their embedding is idle
+    nothing_known = run.known_frames == 0 and not run.tasks
+    accelerator = build_accelerator(
+        run, finds_unused_parameters=nothing_known
+    )  # then the known ones' embedding is idle
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if pipeline is None:
         pipeline = fresh_pipeline(run)
@@ -50,7 +53,13 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
             count = len(held_out)  # pyright: ignore[reportArgumentType]
             held_out = cached(held_out, run, pipeline, accelerator=accelerator, part="validation", count=count)
         endless, join = False, collate_encoded
-    step = GeneratorStep(pipeline, drop_text=run.drop_text, known_frames=run.known_frames)
+    step = GeneratorStep(
+        pipeline,
+        drop_text=run.drop_text,
+        known_frames=run.known_frames,
+        tasks=run.tasks,
+        task_frames=run.task_frames,
+    )
     step.freeze(run.freeze)
     trainer = Trainer(
         run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
