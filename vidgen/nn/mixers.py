@@ -47,9 +47,10 @@ class SharedOutHeads(Attention):
 
     def forward(self, x: Tensor, pattern: TwoPatterns, turns: Rotary, cache: Remembers | None = None) -> Tensor:
         assert cache is None
-        halves = [tensor.chunk(2, dim=1) for tensor in self.project(x, turns)]
-        firsts, seconds = zip(*halves, strict=True)
-        attended = torch.cat([attention3d(*firsts, pattern.first), attention3d(*seconds, pattern.second)], dim=1)
+        (q_1, q_2), (k_1, k_2), (v_1, v_2) = (tensor.chunk(2, dim=1) for tensor in self.project(x, turns))
+        attended = torch.cat(
+            [attention3d(q_1, k_1, v_1, pattern.first), attention3d(q_2, k_2, v_2, pattern.second)], dim=1
+        )
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
 
