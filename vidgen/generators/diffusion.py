@@ -1,9 +1,12 @@
-"""Flow-matching diffusion transformer over tokens: noise in, velocity out (DiT, SD3, STIV's frame replacement)."""
+"""Diffusion transformer over tokens: noisy tokens in, velocity or noise out (DiT, SD3, Latte, STIV, ViD-GPT…)."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from einops import rearrange
 from torch import Tensor, nn
@@ -11,17 +14,20 @@ from torch import Tensor, nn
 from vidgen.conditioning import Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding, TextProjection
-from vidgen.kernels import AttentionSpec
+from vidgen.generators.layouts import FrameCausal, Grid, layout_named
 from vidgen.latents import Latents, LatentSpec
+from vidgen.nn.frame_cache import FrameCache
+from vidgen.nn.joint_transformer import JointBlock, joint_mask
 from vidgen.nn.positions import level_features, positions, rotary
 from vidgen.nn.random import Generators, randn
-from vidgen.nn.transformer import ModulatedBlock
+from vidgen.nn.transformer import ModulatedBlock, OwnModulationBlock
+from vidgen.schedulers.objectives import LEVELS, objective_named
 
-LEVELS = 1000.0  # diffusers counts noise levels in thousandths
+TEXT_PATHS = ("cross", "joint", "modulation")
 
 
-class DiffusionTransformer(Generator, ConfigMixin):
-    """Velocity of the flow from noise to tokens, for any spec; reals even where the tokenizer is discrete.
+class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
+    """What is noise in noisy tokens, for any spec; reals even where the tokenizer is discrete.
 
     Args:
         latent_spec: `LatentSpec.to_json()` of the tokenizer.
@@ -30,11 +36,19 @@ class DiffusionTransformer(Generator, ConfigMixin):
         patch: tokens along (t, h, w) that the transformer takes as one; other than (1, 1, 1) needs a grid spec.
         token_weight: strength of `token_weights` in the loss.
         level_mean, level_std: of the logit-normal noise levels (SD3, arXiv 2403.03206, section 3.1).
+        attention, attention_options: name in `LAYOUTS` and arguments of that class.
+        text_path: how text or class states act: "cross" (cross-attention), "joint" (two streams in one attention,
+            MM-DiT) or "modulation" (adaLN, Latte's class labels; also part of "joint").
+        shared_modulation: one map of the noise level for all blocks (adaLN-single) or one in each (adaLN-zero).
+        objective: "flow", or DDPM's "epsilon" or "v_prediction"; noise_schedule: arguments of diffusers'
+            `DDPMScheduler` for those two; shift_base_tokens: of `FlowObjective`.
+        level_frames: latent frames that share a noise level in training (Diffusion Forcing, arXiv 2407.01392);
+            0 = the whole clip.
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules: ClassVar[list[str]] = ["ModulatedBlock"]
-    _repeated_blocks: ClassVar[list[str]] = ["ModulatedBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["ModulatedBlock", "OwnModulationBlock", "JointBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["ModulatedBlock", "OwnModulationBlock", "JointBlock"]
 
     @register_to_config
     def __init__(
@@ -49,26 +63,59 @@ class DiffusionTransformer(Generator, ConfigMixin):
         token_weight: float = 0.0,
         level_mean: float = 0.0,
         level_std: float = 1.0,
+        attention: str = "full",
+        attention_options: dict[str, Any] | None = None,
+        text_path: str = "cross",
+        shared_modulation: bool = True,
+        objective: str = "flow",
+        noise_schedule: dict[str, Any] | None = None,
+        shift_base_tokens: int = 0,
+        level_frames: int = 0,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
         self.heads, self.patch = heads, (patch[0], patch[1], patch[2])
-        if self.patch != (1, 1, 1) and not self.spec.is_grid:
-            raise ValueError(f"patch {self.patch} needs tokens on one thw grid; this spec has {self.spec.parts}")
+        self.layout = layout_named(attention, attention_options)
+        for option, needed in (
+            (f"patch {self.patch}", self.patch != (1, 1, 1)),
+            (f"attention {attention!r}", self.layout.needs_grid),
+            (f"level_frames {level_frames}", level_frames > 0),
+        ):
+            if needed and not self.spec.is_grid:
+                raise ValueError(f"{option} needs tokens on one thw grid; this spec has {self.spec.parts}")
+        if text_path not in TEXT_PATHS:
+            raise ValueError(f"text_path must be one of {', '.join(TEXT_PATHS)}, got {text_path!r}")
+        if text_path == "joint" and attention != "full":
+            raise ValueError(f"joint text streams need attention 'full', got {attention!r}; use text_path 'cross'")
+        self.text_path, self.shared_modulation, self.level_frames = text_path, shared_modulation, level_frames
+        self.training_objective = objective_named(
+            objective,
+            mean=level_mean,
+            std=level_std,
+            shift_base_tokens=shift_base_tokens,
+            schedule=noise_schedule,
+        )
         folded = self.spec.channels * patch[0] * patch[1] * patch[2]
         self.proj_in = nn.Linear(folded, width)
         self.place_embedding = PlaceEmbedding(self.spec, width)
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
         self.level_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.to_modulation = nn.Linear(width, 6 * width)
-        self.transformer_blocks = nn.ModuleList(
-            ModulatedBlock(width, heads, expansion=expansion) for _ in range(layers)
-        )
+        if text_path == "joint":
+            blocks = [JointBlock(width, heads, expansion=expansion) for _ in range(layers)]
+        else:
+            kind = ModulatedBlock if shared_modulation else OwnModulationBlock
+            options = {"expansion": expansion, "mixer": self.layout.mixer, "cross": text_path == "cross"}
+            blocks = [kind(width, heads, **options) for _ in range(layers)]
+        maps = []
+        if shared_modulation and text_path != "joint":
+            self.to_modulation = nn.Linear(width, 6 * width)
+            maps = [self.to_modulation]
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.proj_out = nn.Linear(width, folded)
-        for layer in (self.to_modulation, self.modulation_out, self.proj_out):  # adaLN-zero: blocks start as nothing
+        for layer in (*maps, self.modulation_out, self.proj_out):  # adaLN-zero: blocks start as nothing
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -81,15 +128,19 @@ class DiffusionTransformer(Generator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        cache: FrameCache | None = None,
     ) -> Tensor:
-        """Velocity ε - x of each token, `b n c`.
+        """The objective's target for each token, by default the velocity ε - x: `b n c`.
 
         Args:
             hidden_states: noisy tokens `b n c`; KNOWN tokens are replaced by `known_tokens` at noise level 0.
             timestep: `b` or `b n`, noise level σ · 1000.
             coordinates: `n 5` of `LatentSpec.coordinates`.
-            encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b n l`.
+            encoder_hidden_states, encoder_attention_mask: states `b l d`, and which of them which tokens see: bool
+                `b l` or `b n l`, or a bias on the attention to them in the same shapes.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
+            cache: clean frames before these tokens, which are then the frames that follow; needs frame-causal
+                attention.
         """
         level = timestep / LEVELS
         x = hidden_states
@@ -106,33 +157,77 @@ class DiffusionTransformer(Generator, ConfigMixin):
             x = x + self.fold(self.known_embedding(known_tokens, token_state), grid, mean=True)
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         if mask.ndim == 3:
-            mask = self.fold(mask.to(x.dtype), grid, mean=True) > 0
+            folded_mask = self.fold(mask.to(x.dtype), grid, mean=True)
+            mask = folded_mask if mask.is_floating_point() else folded_mask > 0
         told = self.level_embedding(features)
         told = told if told.shape[1] == 1 else self.fold(told, grid, mean=True)
-        modulation = rearrange(self.to_modulation(nn.functional.silu(told)), "b n (six d) -> b n six d", six=6)
+        level_alone = nn.functional.silu(told.mean(dim=1, keepdim=True))
+        if self.text_path != "cross":
+            told = told + pooled(states, mask)
+        told = nn.functional.silu(told)
 
         places = positions(self.folded_coordinates(coordinates, grid), self.folded_unit)
         turns = rotary(places, x.shape[-1] // self.heads)
-        everything = AttentionSpec.sequence(x.shape[1])
-        for block in self.transformer_blocks:
-            x = block(x, states, mask, modulation, everything, turns)
-        shift, scale = self.modulation_out(nn.functional.silu(told)).chunk(2, dim=-1)
+        if self.text_path == "joint":
+            together = joint_mask(mask, x.shape[1])
+            for block in self.transformer_blocks:
+                x, states = block(x, states, together, told, level_alone, turns)
+        else:
+            modulation = told
+            if self.shared_modulation:
+                modulation = rearrange(self.to_modulation(told), "b n (six d) -> b n six d", six=6)
+            patterns = self.patterns(coordinates, cache)
+            memories = [None] * len(patterns) if cache is None else cache.layers
+            for block, pattern, memory in zip(self.transformer_blocks, patterns, memories, strict=True):
+                x = block(x, states, mask, modulation, pattern, turns, memory)
+        shift, scale = self.modulation_out(told).chunk(2, dim=-1)
         x = self.proj_out(self.norm_out(x) * (1 + scale) + shift)
         return self.unfold(x, grid)
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
         clean = latents.tokens.float()
         noise = randn(clean.shape, generators, like=clean)
-        logits = self.config.level_mean + self.config.level_std * randn((len(latents),), generators, like=clean)
-        level = torch.sigmoid(logits)
-        noisy = (1 - level[:, None, None]) * clean + level[:, None, None] * noise
+        timestep = self.random_timesteps(latents, generators)
+        noisy = self.training_objective.noisy(clean, noise, timestep)
         coordinates = latents.spec.coordinates(latents.size).to(clean.device)
-        velocity = self(noisy, level * LEVELS, coordinates, **self.condition_inputs(condition, coordinates))
+        said = self(noisy, timestep.squeeze(1), coordinates, **self.condition_inputs(condition, coordinates))
         weights = token_weights(latents, self.config.token_weight) if self.config.token_weight else 1.0
         if condition.token_state is not None:
             weights = weights * (condition.token_state != TokenState.KNOWN)
-        error = (velocity.float() - (noise - clean)).square().mean(dim=-1) * weights
+        target = self.training_objective.target(clean, noise, timestep)
+        error = (said.float() - target).square().mean(dim=-1) * weights
         return {"flow": error.mean()}
+
+    def random_timesteps(self, latents: Latents, generators: Generators) -> Tensor:
+        """`b 1`, or `b n` with one level for each `level_frames` latent frames."""
+        like, tokens = latents.tokens.float(), latents.tokens.shape[1]
+        if not self.level_frames:
+            draws = randn((len(latents), 1), generators, like=like)
+            return self.training_objective.timesteps(draws, tokens=tokens)
+        frames = self.spec.grid(latents.size)[0]
+        draws = randn((len(latents), -(-frames // self.level_frames)), generators, like=like)
+        frame_of_token = torch.arange(tokens, device=like.device) // (tokens // frames)
+        return self.training_objective.timesteps(draws[:, frame_of_token // self.level_frames], tokens=tokens)
+
+    # attention
+
+    def patterns(self, coordinates: Tensor, cache: FrameCache | None) -> list[Any]:
+        """What the mixer of each layer is told."""
+        layers = len(self.transformer_blocks)
+        grid = self.folded_grid(coordinates) if self.layout.needs_grid else (self.folded_count(coordinates), 1, 1)
+        if cache is None:
+            return [self.layout.pattern(grid, layer, layers) for layer in range(layers)]
+        if not isinstance(self.layout, FrameCausal):
+            raise ValueError("a cache of clean frames needs attention 'frame-causal': other layouts see later frames")
+        return [self.layout.next_frames(grid, cache.frames)] * layers
+
+    def empty_cache(self, size: tuple[int, int, int]) -> FrameCache:
+        """For a video of that size (frames, height, width) that is made chunk by chunk."""
+        if not isinstance(self.layout, FrameCausal):
+            raise ValueError("chunks need a transformer with attention 'frame-causal': other layouts see later frames")
+        _, height, width = self.folded_grid(self.spec.coordinates(size))
+        layers, layout = len(self.transformer_blocks), self.layout
+        return FrameCache(layers, height * width, past_frames=layout.past_frames, sink_frames=layout.sink_frames)
 
     # tokens to patches of tokens and back
 
@@ -141,14 +236,19 @@ class DiffusionTransformer(Generator, ConfigMixin):
         unit = self.spec.unit
         return unit[0] * self.patch[0], unit[1] * self.patch[1], unit[2] * self.patch[2]
 
-    def token_grid(self, coordinates: Tensor) -> tuple[int, int, int] | None:
+    def token_grid(self, coordinates: Tensor) -> Grid | None:
         """Extents of the token grid, read off the coordinates; `None` where tokens are not folded."""
-        if self.patch == (1, 1, 1):
-            return None
-        extents = [int(coordinates[:, axis].unique().numel()) for axis in (2, 3, 4)]
-        return extents[0], extents[1], extents[2]
+        return None if self.patch == (1, 1, 1) else token_extents(coordinates)
 
-    def fold(self, x: Tensor, grid: tuple[int, int, int] | None, *, mean: bool = False) -> Tensor:
+    def folded_grid(self, coordinates: Tensor) -> Grid:
+        """Extents of the grid of patches."""
+        t, h, w = (-(-extent // step) for extent, step in zip(token_extents(coordinates), self.patch, strict=True))
+        return t, h, w
+
+    def folded_count(self, coordinates: Tensor) -> int:
+        return len(coordinates) if self.patch == (1, 1, 1) else math.prod(self.folded_grid(coordinates))
+
+    def fold(self, x: Tensor, grid: Grid | None, *, mean: bool = False) -> Tensor:
         """`b n c -> b n' (c · patch)`, or the mean over each patch's tokens; a ragged border is padded with zeros."""
         if grid is None:
             return x
@@ -163,7 +263,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
         tokens_in_patch = self.fold(x.new_ones(1, t * h * w, 1), grid).sum(dim=2, keepdim=True)
         return x.sum(dim=2) / tokens_in_patch
 
-    def unfold(self, x: Tensor, grid: tuple[int, int, int] | None) -> Tensor:
+    def unfold(self, x: Tensor, grid: Grid | None) -> Tensor:
         if grid is None:
             return x
         p, q, r = self.patch
@@ -172,9 +272,31 @@ class DiffusionTransformer(Generator, ConfigMixin):
         x = x[:, :, : grid[0], : grid[1], : grid[2]]
         return rearrange(x, "b c t h w -> b (t h w) c")
 
-    def folded_coordinates(self, coordinates: Tensor, grid: tuple[int, int, int] | None) -> Tensor:
+    def folded_coordinates(self, coordinates: Tensor, grid: Grid | None) -> Tensor:
         """Coordinates of the first token of each patch."""
         if grid is None:
             return coordinates
         rows = coordinates.view(*grid, 5)[:: self.patch[0], :: self.patch[1], :: self.patch[2]]
         return rows.reshape(-1, 5)
+
+
+def token_extents(coordinates: Tensor) -> Grid:
+    """(t, h, w) of the tokens of a grid."""
+    t, h, w = (int(coordinates[:, axis].unique().numel()) for axis in (2, 3, 4))
+    return t, h, w
+
+
+def pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the states that are seen: `b l d`, `b l` or `b n l` -> `b 1 d` or `b n d`."""
+    bias = (
+        mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, -torch.inf)
+    )
+    weights = bias.to(states.dtype).softmax(dim=-1)
+    return (weights[:, None] if weights.ndim == 2 else weights) @ states
+
+
+for _block in (ModulatedBlock, OwnModulationBlock):  # diffusers' step caches ask what a block returns
+    TransformerBlockRegistry.register(_block, TransformerBlockMetadata(return_hidden_states_index=0))
+TransformerBlockRegistry.register(
+    JointBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
+)

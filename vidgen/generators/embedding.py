@@ -131,8 +131,8 @@ class TextProjection(nn.Module):
         self.nothing = nn.Parameter(torch.randn(width) * SCALE)
 
     def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`b l d`, bool `b l` or `b n l` -> the same with one more state in front that all tokens see."""
+        """`b l d`, bool or bias `b l` or `b n l` -> the same with one more state in front that all tokens see."""
         projected = self.project(states)
         nothing = self.nothing.to(projected.dtype).expand(states.shape[0], 1, -1)
-        always = torch.ones(*mask.shape[:-1], 1, dtype=torch.bool, device=mask.device)
+        always = mask.new_full((*mask.shape[:-1], 1), not mask.is_floating_point())
         return torch.cat([nothing, projected], dim=1), torch.cat([always, mask], dim=-1)

@@ -1,8 +1,11 @@
 """Transformer blocks of the generators: self-attention over a 3D pattern, cross-attention to text, feed-forward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +14,12 @@ from vidgen.kernels import AttentionSpec, attention3d, gated_residual, modulate
 from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
 
 Rotary = tuple[Tensor, Tensor]
+
+
+class Remembers(Protocol):
+    """What self-attention needs of a cache: it takes new keys and values, and gives those to attend to."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -40,8 +49,11 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, AttentionModuleMixin):
     """Self-attention with RMS-normalised queries and keys (QK-norm) and rotary positions."""
+
+    is_cross_attention = False  # diffusers' attention caches ask for it
+    _supports_qkv_fusion = False  # the projections are one already
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -51,17 +63,24 @@ class Attention(nn.Module):
         self.norm_k = RotaryRMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: KeyValueCache | None = None) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = self.norm_q(q, *turns), self.norm_k(k, *turns)
+    def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: Remembers | None = None) -> Tensor:
+        q, k, v = self.project(x, turns)
         if cache is not None:
             k, v = cache.append(k, v)
         attended = attention3d(q, k, v, pattern)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
+    def project(self, x: Tensor, turns: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `b h n d`, queries and keys normalised and turned to their places."""
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return self.norm_q(q, *turns), self.norm_k(k, *turns), v
 
-class CrossAttention(nn.Module):
+
+class CrossAttention(nn.Module, AttentionModuleMixin):
     """Attention from tokens to condition states."""
+
+    is_cross_attention = True
+    _supports_qkv_fusion = False
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -73,10 +92,14 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """`b n d`, `b l d`, boolean `b l` or `b n l` (which tokens see which states) -> `b n d`."""
+        """`b n d`, `b l d`, `b l` or `b n l` -> `b n d`.
+
+        The mask is boolean (which tokens see which states) or a bias that is added to the scores.
+        """
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(self.to_kv(states), "b l (two h d) -> two b h l d", two=2, h=self.heads)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        mask = mask.to(v.dtype) if mask.is_floating_point() else mask
         mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
@@ -127,14 +150,28 @@ class ModulatedBlock(nn.Module):
     """The block with scale, shift and gate from the noise level (adaLN-single, PixArt-α, arXiv 2310.00426).
 
     The modulation of all blocks is one map of the noise level, to which each block adds its own table.
+
+    Args:
+        mixer: class of the layer in the place of self-attention (`vidgen.nn.mixers`).
+        cross: whether tokens attend to the condition's states.
     """
 
-    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        expansion: float = 4.0,
+        mixer: Callable[[int, int], nn.Module] = Attention,
+        cross: bool = True,
+    ) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.zeros(6, width))
-        self.attn = Attention(width, heads)
-        self.norm_cross = RMSNorm(width)
-        self.cross_attn = CrossAttention(width, heads)
+        self.attn = mixer(width, heads)
+        if cross:
+            self.norm_cross = RMSNorm(width)
+            self.cross_attn = CrossAttention(width, heads)
+        self.cross = cross
         self.ff = FeedForward(width, expansion=expansion)
 
     def forward(
@@ -143,12 +180,38 @@ class ModulatedBlock(nn.Module):
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
         modulation: Tensor,
-        pattern: AttentionSpec,
+        pattern: Any,
         turns: Rotary,
+        cache: Remembers | None = None,
     ) -> Tensor:
-        """`modulation`: `b n 6 d`, or `b 1 6 d` where all tokens have the same noise level."""
+        """`modulation`: `b n 6 d`, or `b 1 6 d` where all tokens have the same noise level; `pattern`: the mixer's."""
         x = hidden_states
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.modulation).unbind(dim=2)
-        x = gated_residual(x, self.attn(modulate(x, shift_1, scale_1), pattern, turns), gate_1)
-        x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
+        x = gated_residual(x, self.attn(modulate(x, shift_1, scale_1), pattern, turns, cache), gate_1)
+        if self.cross:
+            x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
         return gated_residual(x, self.ff(modulate(x, shift_2, scale_2)), gate_2)
+
+
+class OwnModulationBlock(ModulatedBlock):
+    """`ModulatedBlock` with a map of the noise level of its own (adaLN-zero, DiT, arXiv 2212.09748)."""
+
+    def __init__(self, width: int, heads: int, **options: Any) -> None:
+        super().__init__(width, heads, **options)
+        self.to_modulation = nn.Linear(width, 6 * width, bias=False)  # the table of the parent is its bias
+        nn.init.zeros_(self.to_modulation.weight)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        modulation: Tensor,
+        pattern: Any,
+        turns: Rotary,
+        cache: Remembers | None = None,
+    ) -> Tensor:
+        """As the parent's, but `modulation` is the embedded noise level, `b n d` or `b 1 d`."""
+        own = rearrange(self.to_modulation(modulation), "b n (six d) -> b n six d", six=6)
+        states, mask = encoder_hidden_states, encoder_attention_mask
+        return super().forward(hidden_states, states, mask, own, pattern, turns, cache)

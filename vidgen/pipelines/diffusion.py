@@ -1,31 +1,39 @@
-"""Video from a diffusion transformer: noise to tokens along a flow (rectified flow, SD3)."""
+"""Video from a diffusion transformer: noise to tokens step by step, at once or chunk by chunk of frames."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from vidgen.conditioning import Condition, TextEncoder, TokenState
+from vidgen.conditioning import TextEncoder, TokenState
 from vidgen.generators import DiffusionTransformer
+from vidgen.generators.layouts import FrameCausal
 from vidgen.latents import VideoSize
+from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.random import Generators, randn
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.schedulers import denoising
+from vidgen.schedulers.guidance import Branch, Guidance
+from vidgen.schedulers.objectives import LEVELS, FlowObjective
 from vidgen.tokenizers import Tokenizer
+
+TwoTexts = tuple[Tensor, Tensor | None]
 
 
 class DiffusionVideoPipeline(VideoPipeline):
-    """Text to video by flow matching.
+    """Text to video by flow matching or denoising diffusion.
 
     Args:
         video_tokenizer: makes and decodes the tokens.
         text_encoder: encodes prompts.
         transformer: predicts the tokens.
-        scheduler: diffusers' Euler steps along the flow.
+        scheduler: diffusers' Euler steps along the flow, or any that fits what the transformer predicts.
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
     """
 
@@ -34,7 +42,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         video_tokenizer: Tokenizer,
         text_encoder: TextEncoder,
         transformer: DiffusionTransformer,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
         defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -45,6 +53,8 @@ class DiffusionVideoPipeline(VideoPipeline):
             scheduler=scheduler,
             defaults=defaults,
         )
+        if transformer is not None and scheduler is not None:
+            denoising.check_prediction(scheduler, transformer.training_objective.prediction_type)
 
     @torch.no_grad()
     def __call__(
@@ -70,6 +80,8 @@ class DiffusionVideoPipeline(VideoPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         latents_path: str | Path | None = None,
+        guidance: Guidance | None = None,
+        chunk_frames: int | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -77,8 +89,9 @@ class DiffusionVideoPipeline(VideoPipeline):
             prompt: what to show, one or many.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
-            num_inference_steps: Euler steps; 30 by default.
+            num_inference_steps: steps of the scheduler; 30 by default.
             guidance_scale: classifier-free guidance; none up to 1.
+            guidance: other guidance than plain classifier-free one, in place of guidance_scale.
             num_videos_per_prompt: videos for each prompt.
             generator: one for all videos or one for each. A video's noise does not depend on the others of the call.
             latents: noise to start from, `b n c` of unit variance.
@@ -92,6 +105,8 @@ class DiffusionVideoPipeline(VideoPipeline):
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
+            chunk_frames: make this many latent frames at a time, each chunk from the clean ones before it (ViD-GPT);
+                needs a transformer with attention "frame-causal". The cost of a chunk is that of its own frames.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -119,7 +134,11 @@ class DiffusionVideoPipeline(VideoPipeline):
             generator,
             latents_path,
         )
-        self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
+        if guidance is None:
+            guidance = Guidance(scale=self.default("guidance_scale", guidance_scale, 3.0))
+        elif guidance_scale is not None:
+            raise ValueError("give guidance_scale or guidance, not both; guidance has a scale of its own")
+        self._guidance_scale = guidance.highest
         self._interrupt = False
         device = self._execution_device
 
@@ -139,40 +158,96 @@ class DiffusionVideoPipeline(VideoPipeline):
         known = self.prepare_known(video, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
-        inputs = self.transformer.condition_inputs(condition, coordinates)
 
-        sample = self.prepare_latents(latents, size, generators)
+        noise = self.prepare_latents(latents, size, generators)
         steps = self.default("num_inference_steps", num_inference_steps, 30)
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        levels = torch.linspace(1.0, 1.0 / steps, steps).tolist()
-        self.scheduler.set_timesteps(sigmas=levels, device=device)
-        self._num_timesteps = len(self.scheduler.timesteps)
+        shift = self.resolution_shift(noise.shape[1])
+        self._num_timesteps = len(denoising.start(self.scheduler, steps, shift=shift, device=device))
+        chunks = self.chunks(size, chunk_frames)
+        caches: dict[Branch, FrameCache | None] = dict.fromkeys(guidance.all_branches)
+        if chunk_frames is not None:
+            caches = {branch: self.transformer.empty_cache(size) for branch in guidance.all_branches}
+        masks = (prompt_mask, negative_mask)
+        made: list[Tensor] = []
 
-        with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
-            for i, t in enumerate(self.scheduler.timesteps):
-                if self.interrupt:
-                    continue
-                self._current_timestep = t
-                timestep = t.expand(batch)
-                inputs["encoder_hidden_states"] = prompt_embeds
-                velocity = self.transformer(sample, timestep, coordinates, **inputs)
-                if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
-                    other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
-                    other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(sample, timestep, coordinates, **other)
-                    velocity = without + self.guidance_scale * (velocity - without)
-                sample = self.scheduler.step(velocity, t, sample, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    tensors = (sample, prompt_embeds, negative_prompt_embeds)
-                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
-                    sample, prompt_embeds, negative_prompt_embeds = tensors
-                progress.update()
+        with self.progress_bar(total=self._num_timesteps * len(chunks)) as progress:  # pyright: ignore[reportCallIssue]
+            for chunk in chunks:
+                here = coordinates[chunk]
+                inputs = part_of(self.transformer.condition_inputs(condition, coordinates), chunk)
+                sample = denoising.first_noise(self.scheduler, noise[:, chunk])
+                timesteps = denoising.start(self.scheduler, steps, shift=shift, device=device)
+                if len(chunks) > 1 and is_known(inputs):
+                    timesteps = timesteps[:0]
+                levels = (timesteps / LEVELS).tolist()
+                for i, (t, level) in enumerate(zip(timesteps, levels, strict=True)):
+                    if self.interrupt:
+                        continue
+                    self._current_timestep = t
+                    texts = (prompt_embeds, negative_prompt_embeds)
+                    told = denoising.network_input(self.scheduler, sample, t)
+                    predictions = {}
+                    for branch in guidance.branches(level, i) if self.do_classifier_free_guidance else ("full",):
+                        with self.transformer.cache_context(branch):
+                            predictions[branch] = self.transformer(
+                                told,
+                                t.expand(batch),
+                                here,
+                                **branch_inputs(inputs, branch, texts, masks),
+                                cache=caches[branch],
+                            )
+                    prediction = guidance.combine(predictions, level, i)
+                    if "nothing" in guidance.all_branches:  # that branch sees known tokens as noisy as all others
+                        prediction = self.towards_known(prediction, noise[:, chunk], inputs, t)
+                    sample = denoising.step(self.scheduler, prediction, t, sample, generators=generators)
+                    if callback_on_step_end is not None:
+                        tensors = (sample, prompt_embeds, negative_prompt_embeds)
+                        tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                        sample, prompt_embeds, negative_prompt_embeds = tensors
+                    progress.update()
+                made.append(with_known(sample, inputs))
+                if len(made) == len(chunks):
+                    break
+                texts = (prompt_embeds, negative_prompt_embeds)
+                for branch, cache in caches.items():
+                    self.remember(cache, made[-1], here, branch_inputs(inputs, branch, texts, masks))
 
         self._current_timestep = None
-        sample = self.with_known(sample, condition)
+        sample = torch.cat(made, dim=1)
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def resolution_shift(self, tokens: int) -> float:
+        """How far the transformer was trained to shift noise levels for a video of that many tokens."""
+        objective = self.transformer.training_objective
+        return objective.shift(tokens) if isinstance(objective, FlowObjective) else 1.0
+
+    def chunks(self, size: VideoSize, chunk_frames: int | None) -> list[slice]:
+        """The tokens of each chunk; all at once without `chunk_frames`."""
+        spec = self.video_tokenizer.spec
+        tokens = spec.num_tokens(size)
+        if chunk_frames is None:
+            return [slice(0, tokens)]
+        layout = self.transformer.layout
+        unit = math.lcm(layout.group, self.transformer.patch[0]) if isinstance(layout, FrameCausal) else 1
+        if chunk_frames < 1 or chunk_frames % unit:
+            raise ValueError(
+                f"chunk_frames must be a multiple of the {unit} frames of a causal group, got {chunk_frames}"
+            )
+        step = tokens // spec.grid(size)[0] * chunk_frames
+        return [slice(first, min(first + step, tokens)) for first in range(0, tokens, step)]
+
+    def remember(self, cache: FrameCache | None, clean: Tensor, coordinates: Tensor, inputs: dict[str, Any]) -> None:
+        """Show the finished chunk at noise level 0, for its keys and values."""
+        assert cache is not None
+        self.transformer._reset_stateful_cache()  # or a step cache would skip the blocks that should remember
+        cache.storing = True
+        timestep = torch.zeros(len(clean), device=clean.device)
+        with self.transformer.cache_context("remember"):
+            self.transformer(clean, timestep, coordinates, **inputs, cache=cache)
+        cache.storing = False
+        self.transformer._reset_stateful_cache()
 
     def prepare_latents(self, latents: Tensor | None, size: VideoSize, generators: Generators) -> Tensor:
         """Noise to start from, given or drawn for each video on its own."""
@@ -184,9 +259,42 @@ class DiffusionVideoPipeline(VideoPipeline):
             raise ValueError(f"latents must be {shape}, got {tuple(latents.shape)}")
         return latents.to(self._execution_device, self.transformer.dtype)
 
-    def with_known(self, latents: Tensor, condition: Condition) -> Tensor:
-        """Latents with the known tokens in place."""
-        if condition.known is None:
-            return latents
-        known = condition.token_state == TokenState.KNOWN
-        return torch.where(known.unsqueeze(-1), condition.known.tokens.to(latents.dtype), latents)
+    def towards_known(self, prediction: Tensor, noise: Tensor, inputs: dict[str, Any], timestep: Tensor) -> Tensor:
+        """The prediction, with the one at known tokens that leads from their noise straight to them."""
+        if inputs["known_tokens"] is None:
+            return prediction
+        clean = inputs["known_tokens"].to(prediction.dtype)
+        target = self.transformer.training_objective.target(clean, noise, timestep.expand(len(clean), 1))
+        known = inputs["token_state"] == TokenState.KNOWN
+        return torch.where(known.unsqueeze(-1), target.to(prediction.dtype), prediction)
+
+
+def branch_inputs(inputs: dict[str, Any], branch: Branch, texts: TwoTexts, masks: TwoTexts) -> dict[str, Any]:
+    """What the transformer is told in one branch of guidance; states and masks are the prompt's and the negative's."""
+    if branch == "full":
+        return {**inputs, "encoder_hidden_states": texts[0]}
+    told = {**inputs, "encoder_hidden_states": texts[1], "encoder_attention_mask": masks[1]}
+    return told if branch == "known" else {**told, "known_tokens": None, "token_state": None}
+
+
+def part_of(inputs: dict[str, Any], tokens: slice) -> dict[str, Any]:
+    """The inputs for some of the tokens: what is `b n …` is cut, text for all tokens is not."""
+    part = dict(inputs)
+    for name in ("known_tokens", "token_state"):
+        part[name] = None if part[name] is None else part[name][:, tokens]
+    if part["encoder_attention_mask"].ndim == 3:
+        part["encoder_attention_mask"] = part["encoder_attention_mask"][:, tokens]
+    return part
+
+
+def is_known(inputs: dict[str, Any]) -> bool:
+    """Whether there is nothing left to make."""
+    return inputs["token_state"] is not None and bool((inputs["token_state"] == TokenState.KNOWN).all())
+
+
+def with_known(latents: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Latents with the known tokens in place."""
+    if inputs["known_tokens"] is None:
+        return latents
+    known = inputs["token_state"] == TokenState.KNOWN
+    return torch.where(known.unsqueeze(-1), inputs["known_tokens"].to(latents.dtype), latents)
