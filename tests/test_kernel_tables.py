@@ -45,5 +45,5 @@ def test_the_table_of_ops_names_every_op() -> None:
     said = run("ops.py")
     for name in ("norm_rope", "modulate", "gated_residual", "norm_silu_cache", "binary_entropy", "vq_assign"):
         assert name in said
-    for name in ("linear_attention", "token_reduction"):
+    for name in ("linear_attention", "token_reduction", "goal: norm_rope", "goal: binary_entropy"):
         assert name in said
