@@ -46,10 +46,10 @@ scores: setup  ## make every number under eval/results/ again (long)
 gallery: setup  ## make the pictures of the README again from the built-in weights
 	$(BIN)/python eval/gallery.py
 
-gpu: setup  ## on a CUDA machine: the GPU tests, the kernel table, the next training stage
+gpu: setup  ## on a CUDA machine: the GPU tests, the kernel tables, the next training stage; call again to go on
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device, and torch " + torch.__version__ + " sees none here. Run it on a machine with an NVIDIA GPU and its driver.")'
 	$(BIN)/python -m pytest -q -m "gpu and not external"
-	$(BIN)/python eval/kernels.py
+	$(BIN)/python eval/kernels.py --minutes 6
 	$(BIN)/python eval/ops.py
 	pipelines/next_stage.sh
 

@@ -3,13 +3,15 @@
 One call times, pattern by pattern and forward as well as forward + backward: dense SDPA without a mask, SDPA with the
 pattern's dense mask, FlexAttention compiled (forward only, as it has no backward on CPUs; in the tile order that suits
 it, permutes included) and `attention3d`. Every round times every case; the table has the least CPU time of all rounds.
+`goal` says what a row has to reach and `met` whether it does; the last line counts. `--dry-run` shows that all of it
+runs: small grids, one round, no compiled FlexAttention.
 """
 
 import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +33,11 @@ from vidgen.kernels.tiling import Tiling
 Grid = tuple[int, int, int]
 # How FlexAttention was fastest on CPUs: 64 tokens in a block beat 128.
 FLEX_BLOCK = 64
+DRY_RUN_GRIDS = ((12, 12, 12), (24, 12, 12))
+# Windows may cost this power of the number of tokens: next to linear.
+LARGEST_EXPONENT = 1.1
+# How many times as fast as dense attention a forward pass has to be.
+FORWARD_GOALS = {"neighborhood": 2.5, "factorised_spatial": 12.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,8 @@ class Settings:
     """How often every case is timed after a warm-up."""
     flex: bool = True
     """Compile and time FlexAttention too: about ten seconds and a C++ compiler for each pattern and grid."""
+    dry_run: bool = False
+    """Toy sizes, to see that everything runs; the numbers mean nothing."""
 
 
 def patterns(grid: Grid) -> dict[str, AttentionSpec]:
@@ -177,8 +186,11 @@ def table(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
                 "backend": choose(q, k, v, spec, return_lse=False),
                 "ours_over_dense_speed": round(dense.cpu_seconds / ours.cpu_seconds, 2),
                 "flex_over_dense_speed": flex and round(dense.cpu_seconds / flex.cpu_seconds, 2),
+                "fastest": "dense",
                 "exponent_in_tokens": None,
             }
+            speeds = {"ours": row["ours_over_dense_speed"], "flex": row["flex_over_dense_speed"] or 0.0, "dense": 1.0}
+            row["fastest"] = max(speeds, key=lambda method: speeds[method])
             smallest = times[settings.grids[0], name, direction, "ours"]
             if grid != settings.grids[0]:
                 growth = math.log(math.prod(grid) / math.prod(settings.grids[0]))
@@ -188,13 +200,29 @@ def table(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
             row |= {"flex_cpu_seconds": flex and round(flex.cpu_seconds, 5)}
             row |= {"ours_cpu_seconds": round(ours.cpu_seconds, 5), "ours_wall_seconds": round(ours.wall_seconds, 5)}
             row |= {"dense_wall_seconds": round(dense.wall_seconds, 5)}
-            rows.append(row)
+            rows.append(row | goal_of(row, spec, patterns(settings.grids[0])[name]))
     return rows
+
+
+def goal_of(row: dict[str, Any], spec: AttentionSpec, on_first_grid: AttentionSpec) -> dict[str, Any]:
+    """What a row has to reach, in words, and whether it does; empty where nothing was promised."""
+    if spec.window == (None, None, None):
+        return {"goal": None, "met": None}
+    wanted = 1.0 if row["direction"] == "forward_backward" else FORWARD_GOALS.get(row["pattern"])
+    goals = [] if wanted is None else [(f"{wanted:g} x dense", row["ours_over_dense_speed"] >= wanted)]
+    # a window of fixed size: what a query sees does not grow with the grid
+    is_fixed = spec.pairs() / spec.num_queries <= 1.1 * on_first_grid.pairs() / on_first_grid.num_queries
+    if is_fixed and row["exponent_in_tokens"] is not None:
+        goals.append((f"exponent {LARGEST_EXPONENT}", row["exponent_in_tokens"] <= LARGEST_EXPONENT))
+    words = ", ".join(words for words, _ in goals)
+    return {"goal": words or None, "met": all(met for _, met in goals) if goals else None}
 
 
 def main() -> None:
     """Time everything, print the table, write CSV and JSON."""
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.dry_run:
+        settings = replace(settings, grids=DRY_RUN_GRIDS, heads=1, rounds=1, flex=False)
     torch.set_num_threads(settings.threads)
     # each pattern is a compilation of its own
     torch._dynamo.config.recompile_limit = 1000
@@ -209,6 +237,8 @@ def main() -> None:
     rows = table(cases, settings)
     for row in rows:
         print(", ".join(f"{column} {value}" for column, value in row.items()))
+    promised = [row for row in rows if row["met"] is not None]
+    print(f"goals met in {sum(row['met'] for row in promised)} of {len(promised)} rows")
     stamp = {
         "date": datetime.now(UTC).date().isoformat(),
         "environment": environment_stamp(),

@@ -246,6 +246,17 @@ def exponents(rows: list[Row]) -> Iterator[Row]:
         yield {"op": "linear_attention_exponent", "form": form, "direction": direction, "exponent": round(slope, 2)}
 
 
+def judged(rows: list[Row]) -> Iterator[str]:
+    """The goals for an H100, each in a line."""
+    for row in rows:
+        if row["op"] == "norm_rope" and row["form"] == "ours" and row["direction"] == FORWARD:
+            share = float(str(row["share_of_copy_bandwidth"]))
+            yield f"norm_rope at {share:.2f} of copy bandwidth, wanted 0.75: {'met' if share >= 0.75 else 'missed'}"
+        if row["op"] == "binary_entropy" and row["form"] == "ours" and row["direction"] == BOTH:
+            spent = float(str(row["milliseconds"]))
+            yield f"binary_entropy {row['size']} in {spent:.3g} of at most 5 ms: {'met' if spent <= 5 else 'missed'}"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=10)
@@ -261,8 +272,16 @@ if __name__ == "__main__":
         for row in measured(case, clock, compiling=not arguments.dry_run, gigabytes_per_second=bandwidth):
             print(*row.values(), sep="\t", flush=True)
             table.append(row)
+    goals = list(judged(table)) if where.type == "cuda" or arguments.dry_run else []
+    for line in goals:
+        print(f"goal: {line}")
     table += exponents(table)
     if not arguments.dry_run:
         write_csv(RESULTS / f"ops_{where.type}.csv", table)
-        result = {"rows": table, "copy_gigabytes_per_second": bandwidth, "environment": environment_stamp(where)}
+        result = {
+            "rows": table,
+            "goals": goals,
+            "copy_gigabytes_per_second": bandwidth,
+            "environment": environment_stamp(where),
+        }
         write_json(RESULTS / f"ops_{where.type}.json", result)

@@ -1,6 +1,5 @@
 """Properties of the call `attention3d`: layouts, scale, log-sum-exp, decoding, compiling, choosing, bad input."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -227,16 +226,6 @@ def test_on_a_cpu_windows_are_cut_into_boxes_where_that_saves_work(spec: Attenti
 def test_the_estimated_cost_of_windows_grows_with_the_tokens_and_no_faster(build) -> None:
     few, many = (cpu_cost("halo", build(grid)) for grid in ((16, 16, 16), (64, 16, 16)))
     assert many / few <= 4**1.1
-
-
-def test_no_other_part_of_the_library_calls_fused_attention_itself(repository: Path) -> None:
-    # cross-attention to text has a mask for each sample and no grid: it is no pattern
-    callers = {
-        str(path.relative_to(repository / "vidgen"))
-        for path in (repository / "vidgen").rglob("*.py")
-        if "kernels" not in path.parts and "scaled_dot_product_attention(" in path.read_text()
-    }
-    assert callers <= {"nn/transformer.py"}
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

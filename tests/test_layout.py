@@ -210,6 +210,23 @@ def test_no_file_is_named_after_nothing():
         assert not words & {"utils", "util", "helpers", "helper", "misc", "manager", "common"}, path
 
 
+def test_self_attention_goes_through_attention3d_alone():
+    """Cross-attention to a condition has a mask for each sample and no grid, so it is no pattern: one class has it."""
+    calls = {"scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward", "flex_attention"}
+    found = set()
+    for path in library_files():
+        if part_of(path) == "kernels":
+            continue
+        for scope in ast.parse(path.read_text()).body:
+            names = {node.attr for node in ast.walk(scope) if isinstance(node, ast.Attribute)}
+            names |= {node.id for node in ast.walk(scope) if isinstance(node, ast.Name)}
+            names |= {
+                alias.name for node in ast.walk(scope) if isinstance(node, ast.ImportFrom) for alias in node.names
+            }
+            found |= {(module_name(path), getattr(scope, "name", "module")) for _ in calls & names}
+    assert found == {("vidgen.nn.transformer", "CrossAttention")}
+
+
 def test_nothing_loads_pickles():
     for path in [*library_files(), *recipe_files(), *(ROOT / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):

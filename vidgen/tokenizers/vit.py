@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from vidgen.kernels import AttentionSpec, attention3d
 from vidgen.latents import VideoSize
 from vidgen.nn.causal_conv import StreamCache
-from vidgen.nn.norms import RMSNorm
-from vidgen.nn.positions import rotary, rotate
+from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
+from vidgen.nn.positions import rotary
 from vidgen.nn.transformer import Attention, FeedForward, Rotary
 
 
@@ -134,14 +134,13 @@ class FrameCausalAttention(nn.Module):
         super().__init__()
         self.heads, self.past = heads, past
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = RMSNorm(width // heads)
-        self.norm_k = RMSNorm(width // heads)
+        self.norm_q = RotaryRMSNorm(width // heads)
+        self.norm_k = RotaryRMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, grid: VideoSize, cache: StreamCache | None) -> Tensor:
         """`b (t h w) d -> b (t h w) d`; `cache` holds the keys and values of the frames before these."""
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         t, h, w = grid
         keys_values = rearrange([k, v], "two b n (t h w) d -> b (two n d) t h w", t=t, h=h, w=w)
         if cache is not None:
@@ -149,7 +148,7 @@ class FrameCausalAttention(nn.Module):
         seen = keys_values.shape[2]
         k, v = rearrange(keys_values, "b (two n d) t h w -> two b n (t h w) d", two=2, n=self.heads)
         cosines, sines = rotary(grid_places((seen, h, w), device=x.device), q.shape[-1])
-        q, k = rotate(q, cosines[-q.shape[2] :], sines[-q.shape[2] :]), rotate(k, cosines, sines)
+        q, k = self.norm_q(q, cosines[-q.shape[2] :], sines[-q.shape[2] :]), self.norm_k(k, cosines, sines)
         pattern = AttentionSpec(
             grid=grid,
             window=((self.past, 0), None, None),
