@@ -1,0 +1,204 @@
+"""`vidgen eval generation`: do generators obey their prompts, how much moves, how much do samples differ?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from vidgen.cli.loading import Precision, load_pipeline, pick_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidgen.eval.extractors import Inception
+    from vidgen.eval.perceptual import FrameDistance
+    from vidgen.eval.samples import Suffix
+
+FPS = 8.0  # of the files, as VBench has it
+VBENCH_SAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Score generators, or folders of their videos: prompts obeyed, CLIPSIM, motion, diversity, Inception Score.
+
+    Videos are named {prompt}-{index}, as VBench reads them. Models sample into FILE.videos/MODEL/ (or --keep DIR), and
+    the same command goes on after a crash. Without prompts of your own they get captions of the shapes world from the
+    split that no model was chosen on, and their videos are kept as PNGs; otherwise as mp4.
+
+    Example: vidgen eval generation --models shapes-masked shapes-flow --num-prompts 100 -o generation.json
+    Example: vidgen eval generation --models DIR --vbench-prompts all_dimension.txt --keep vbench/
+    Example: vidgen eval generation --videos samples/ --clip clip-vit-base-patch32/ -o samples.json
+    """
+
+    models: Annotated[tuple[str, ...], arg(metavar="NAMES", aliases=["--model"])] = ()
+    """Built-in pipelines (see `vidgen models`), folders, hub ids."""
+    videos: Annotated[tuple[Path, ...], arg(metavar="DIRS")] = ()
+    """Folders of finished videos."""
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """A prompt a line."""
+    vbench_prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """As --prompts, with VBench's five samples a prompt at 8 frames a second."""
+    num_prompts: int = 64
+    """How many captions of the shapes world are drawn, where no file gives the prompts."""
+    samples: int | None = None
+    """Videos of each prompt; 2 by default, and diversity needs as many."""
+    output: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE")] = None
+    """Where to write FILE.json and FILE.csv."""
+    keep: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Where the models' videos lie, each in a folder of its own; FILE.videos by default."""
+    clip: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder of a CLIP model with its processor, for CLIPSIM."""
+    inception: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Weights for the Inception Score, as for `vidgen eval fid`."""
+    squeezenet_weights: Path | None = None
+    """ImageNet SqueezeNet 1.0 weights, for diversity in its features."""
+    lpips_weights: Annotated[Path | None, arg(metavar="FILE")] = None
+    """ImageNet AlexNet weights in torchvision's layout, for diversity in LPIPS."""
+    num_frames: int | None = None
+    """Frames of each video; the model's own number by default."""
+    height: int | None = None
+    """Pixel rows; the model's own number by default."""
+    width: int | None = None
+    """Pixel columns; the model's own number by default."""
+    steps: int | None = None
+    """Sampling steps; the model's own number by default."""
+    guidance: float | None = None
+    """Strength of classifier-free guidance; the model's own by default."""
+    batch_size: int = 8
+    """Videos made at once; it changes no video."""
+    seed: int = 2
+    """Of the drawn captions and the noise."""
+    resamples: int = 2000
+    """Draws of the bootstrap behind the intervals."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "fp32"
+    """Number format of the networks."""
+
+    def __post_init__(self) -> None:
+        if not self.models and not self.videos:
+            raise ValueError("nothing to score; give --models NAMES or --videos DIRS")
+        if self.models and self.output is None and self.keep is None:
+            raise ValueError("the models' videos need a place; give -o FILE or --keep DIR")
+        if self.prompts is not None and self.vbench_prompts is not None:
+            raise ValueError("--prompts and --vbench-prompts are two lists; give one of them")
+
+
+def run(command: Command) -> None:
+    """Do it; errors are for the user."""
+    from vidgen.cli.tables import print_whole
+    from vidgen.eval.bootstrap import Bootstrap
+    from vidgen.eval.clip_similarity import ClipSimilarity
+    from vidgen.eval.diversity import Diversity
+    from vidgen.eval.generation import GenerationReport, score_folder
+    from vidgen.eval.inception_score import InceptionScore
+    from vidgen.eval.motion import Motion
+    from vidgen.eval.prompt_score import Obedience, PromptScore
+
+    device = pick_device(command.device)
+    scores: list[PromptScore] = [Obedience(), Motion(), Diversity(perceptual_distances(command))]
+    absent = {}
+    if command.clip is None:
+        absent["clipsim"] = "not computed: needs the folder of a CLIP model with its processor (--clip DIR)"
+    else:
+        scores.insert(1, ClipSimilarity(command.clip, device=device))
+    network = None
+    if command.inception is None:
+        absent[InceptionScore.key] = f"not computed: {inception_wanted()}"
+    else:
+        network = load_classifier(command.inception, device)
+    folders = [(name, sampled(command, name)) for name in command.models]
+    folders += [(str(folder), folder) for folder in command.videos]
+    bootstrap = Bootstrap(resamples=command.resamples)
+    results = [
+        score_folder(
+            folder,
+            scores,
+            name=name,
+            inception=None if network is None else InceptionScore(network),
+            bootstrap=bootstrap,
+            say=print,
+        )
+        for name, folder in folders
+    ]
+    report = GenerationReport(results, absent, bootstrap)
+    print_whole(report.table(), *report.notes())
+    if command.output is not None:
+        for path in report.write(command.output):
+            print(f"wrote {path}")
+
+
+def sampled(command: Command, model: str) -> Path:
+    """The folder with the videos of a model, which makes those that are missing."""
+    import torch
+
+    from vidgen.eval.samples import sample_videos
+    from vidgen.eval.subjects import weights_sha256
+
+    place = command.keep or (command.output or Path()).with_suffix(".videos")
+    folder = place / Path(model).name
+    prompts, suffix = wanted_prompts(command)
+    pipeline = load_pipeline(model, device=command.device, precision=command.precision)
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    options: dict[str, Any] = {
+        "num_frames": command.num_frames,
+        "height": command.height,
+        "width": command.width,
+        "num_inference_steps": command.steps,
+        "guidance_scale": command.guidance,
+    }
+    sample_videos(
+        pipeline,
+        prompts,
+        folder,
+        samples=command.samples or (VBENCH_SAMPLES if command.vbench_prompts else 2),
+        suffix=suffix,
+        fps=FPS,
+        seed=command.seed,
+        identity={"class": type(pipeline).__name__, "precision": command.precision}
+        | {name: weights_sha256(part) for name, part in sorted(modules.items())},
+        batch_size=command.batch_size,
+        say=print,
+        **options,
+    )
+    return folder
+
+
+def wanted_prompts(command: Command) -> "tuple[list[str], Suffix]":
+    """The prompts, and how their videos are kept."""
+    from vidgen.eval.obedience import draw_prompts
+    from vidgen.eval.samples import read_prompts
+
+    listed = command.vbench_prompts or command.prompts
+    if listed is not None:
+        return read_prompts(listed), ".mp4"
+    return [scene.caption for scene in draw_prompts("test", command.num_prompts, seed=command.seed)], ""
+
+
+def perceptual_distances(command: Command) -> "list[FrameDistance]":
+    """Those whose weights were given."""
+    from vidgen.eval.perceptual import LpipsDistance, SqueezeNetDistance
+
+    distances: list[FrameDistance] = []
+    if command.squeezenet_weights is not None:
+        distances.append(SqueezeNetDistance.from_file(command.squeezenet_weights))
+    if command.lpips_weights is not None:
+        distances.append(LpipsDistance.from_file(command.lpips_weights, net="alex"))
+    return distances
+
+
+def inception_wanted() -> str:
+    from vidgen.eval.extractors.weights import INCEPTION_FILES, files_wanted
+
+    return f"{files_wanted(INCEPTION_FILES[:1])} (--inception FILE)"
+
+
+def load_classifier(path: Path, device: "torch.device") -> "Inception":
+    """Inception with its last layer, which the TorchScript file does not give."""
+    from vidgen.eval.extractors import Inception, load_inception
+
+    network = load_inception(path)
+    assert isinstance(network, Inception)  # a TorchScript file is refused without consent
+    return network.to(device)
