@@ -161,6 +161,15 @@ def test_it_saves_and_loads_and_makes_videos_in_a_pipeline(tmp_path):
     assert torch.equal(*videos)
 
 
+def test_in_bf16_it_gives_bf16_pixels_near_the_exact_ones():
+    tokenizer = small()
+    latents = tokenizer.encode(clip(5))
+    expected = tokenizer.decode(latents)
+    video = tokenizer.bfloat16().decode(latents.to(torch.bfloat16))
+    assert video.dtype == torch.bfloat16
+    assert (video.float() - expected).abs().mean() < 0.05
+
+
 def test_it_goes_round_a_public_autoencoder_too():
     tokenizer = DiffusionDecoderTokenizer.around(
         DiffusersAutoencoderTokenizer.around(small_autoencoder("hunyuan")), width=16, depth=1
