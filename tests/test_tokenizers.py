@@ -43,6 +43,7 @@ PARAMETERS = {
     "wf-vae": 14_631_992,
     "cosmos-8x8x8": 24_595_664,
     "cosmos-8x16x16": 46_629_584,
+    "epsilon-vae": 20_629_708,
     "omnitokenizer-vq": 51_273_672,
     "omnitokenizer-kl": 51_277_776,
     "c-vivit": 50_904_672,

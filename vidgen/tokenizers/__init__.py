@@ -4,6 +4,7 @@ from vidgen.tokenizers.base import Critic, Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
 from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenizer
+from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
@@ -15,6 +16,7 @@ TOKENIZERS = (
     CausalConvTokenizer,
     CoordinatePlanesTokenizer,
     DiffusersAutoencoderTokenizer,
+    DiffusionDecoderTokenizer,
     FactorisedViTTokenizer,
     FrameCausalViTTokenizer,
     HolisticTokenizer,
@@ -29,6 +31,7 @@ __all__ = [
     "CoordinatePlanesTokenizer",
     "Critic",
     "DiffusersAutoencoderTokenizer",
+    "DiffusionDecoderTokenizer",
     "FactorisedViTTokenizer",
     "FrameCausalViTTokenizer",
     "HolisticTokenizer",

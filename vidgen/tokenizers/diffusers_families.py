@@ -95,28 +95,27 @@ class Wan(Family):
     def moments(self, autoencoder: Any, video: Tensor, state: dict[str, Any]) -> Tensor:
         if self.config.patch_size is not None:
             video = patchify(video, patch_size=self.config.patch_size)
-        rows = self.config.scale_factor_temporal
-        cache = state.setdefault("cache", [])
-        first = rows if cache else 1
-        cache = cache or self._new_cache(autoencoder.encoder, state)
+        frames, starts = self.config.scale_factor_temporal, not state
+        cache = self._cache(autoencoder.encoder, state)
         encoded = [
             autoencoder.encoder(piece, feat_cache=cache, feat_idx=[0])
-            for piece in pieces(video, first=first, others=rows)
+            for piece in pieces(video, first=1 if starts else frames, others=frames)
         ]
         return autoencoder.quant_conv(torch.cat(encoded, dim=2))
 
     def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
-        starts = not state.get("cache")
-        cache = state.get("cache") or self._new_cache(autoencoder.decoder, state)
-        decoded = []
+        starts, decoded = not state, []
+        cache = self._cache(autoencoder.decoder, state)
         for row in pieces(autoencoder.post_quant_conv(vectors), first=1, others=1):
             first = starts and not decoded
             decoded.append(autoencoder.decoder(row, feat_cache=cache, feat_idx=[0], first_chunk=first))
         video = torch.cat(decoded, dim=2)
         return video if self.config.patch_size is None else unpatchify(video, patch_size=self.config.patch_size)
 
-    def _new_cache(self, network: nn.Module, state: dict[str, Any]) -> list[Any]:
-        state["cache"] = [None for module in network.modules() if isinstance(module, WanCausalConv3d)]
+    def _cache(self, network: nn.Module, state: dict[str, Any]) -> list[Any]:
+        """A place for each causal convolution of `network`, which fills it."""
+        if not state:
+            state["cache"] = [None for module in network.modules() if isinstance(module, WanCausalConv3d)]
         return state["cache"]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
+from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
@@ -56,6 +57,12 @@ BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
 VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 2, "decoder_depth": 3}
 COSMOS = {"front": "haar", "patch": 4, "patch_frames": 4, "depth": 2, "decoder_depth": 3}
+EPSILON = {
+    "_class_name": "CausalConvTokenizer",
+    "bottleneck_type": "kl",
+    "bottleneck_options": {"channels": 8, "weight": 1e-6},
+    **BASE,
+}
 
 TINY_FACTORISED = {"width": 16, "heads": 2, "windows": (0, 2), "time_layers": 1, "past": 3, "block_frames": 8}
 TINY_TUBELET = {"encoder": (16, 1, 2), "decoder": (24, 2, 2)}
@@ -227,6 +234,16 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_type="ae",
         bottleneck_options={"channels": 16},
         **{**COSMOS, "stride": (8, 16, 16), "widths": (256, 512, 512)},
+    ),
+    "epsilon-vae": TokenizerPreset(
+        about="8 real channels at 4×8×8, decoded by flow matching in a few steps (ε-VAE's kind)",
+        model=DiffusionDecoderTokenizer,
+        config={"encoder_config": EPSILON},
+        small={
+            "encoder_config": {**EPSILON, "widths": (16, 16, 16), "depth": 1, "decoder_depth": 1},
+            "width": 16,
+            "depth": 1,
+        },
     ),
     "omnitokenizer-vq": TokenizerPreset(
         about="8,192 codes at 4×8×8, attention in space and causal in time (OmniTokenizer)",
