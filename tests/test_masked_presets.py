@@ -161,3 +161,27 @@ def test_a_network_without_a_critic_says_so():
     coordinates = latents.spec.coordinates(SIZE)
     with pytest.raises(ValueError, match="no critic"):
         network().realness(latents.ids, coordinates, **network().condition_inputs(no_text(), coordinates))
+
+
+# --------------------------------------------------------------------------------------------------- number formats
+
+
+@pytest.mark.parametrize("name", ["magvit-b", "enat", "phenaki", "maskvit"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_autocast_sample_and_train_without_nan(name, dtype):
+    torch.manual_seed(0)
+    pipe = MASKED_PRESETS[name].tiny().build(tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    prompt = next(iter(MASKED_PRESETS[name].classes), "a red circle")
+    latents = pipe.video_tokenizer.encode(clip(batch=1))
+    text = pipe.text_encoder.encode([prompt])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = pipe.transformer.losses(latents, Condition(text.states, text.mask), generators=seeded([0]))
+    sum(losses.values()).backward()
+    assert all(weight.grad.isfinite().all() for weight in pipe.transformer.parameters() if weight.grad is not None)
+    first = clip(frames=1)
+    video = pipe.to(dtype=dtype)(
+        prompt, task="frame_prediction", video=first, generator=seeded([0]), output_type="pt", guidance_scale=2.0
+    ).frames
+    assert video.isfinite().all()
+    assert torch.equal(video[:, 0], (first / 2 + 0.5)[:, :, 0])

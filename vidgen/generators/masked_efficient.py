@@ -70,7 +70,7 @@ class SparseBlock(nn.Module):
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
     ) -> Tensor:
-        """`b m d` with keys and values `b h n d`, of which it sees those that are `visible`: `b 1 m n` (`None` = all)."""
+        """`b m d` with keys and values `b h n d`, of which it sees the `visible`, `b 1 m n` (`None` = all)."""
         q = rearrange(self.to_q(self.norm_attn(x)), "b m (h d) -> b h m d", h=self.heads)
         q = rotate(self.norm_q(q), *turns).to(values.dtype)
         attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
@@ -182,6 +182,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
             1
         )  # what only fills up a row must see something
         for layer, block in enumerate(self.transformer_blocks):
+            assert isinstance(block, SparseBlock)
             keys, values = block.keys_and_values(x, turns)
             memory.keys[layer] = few.put(memory.keys[layer], keys)
             memory.values[layer] = few.put(memory.values[layer], values)
@@ -198,6 +199,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
             return everything
         x, own_turns, mask = few.take(x), few.turns(turns), few.rows(mask)
         for block in self.decoder_blocks:
+            assert isinstance(block, SparseBlock)
             everything = few.put(everything, x)
             keys, values = block.keys_and_values(everything, turns)
             x = block(x, own_turns, keys, values, None, states, mask)

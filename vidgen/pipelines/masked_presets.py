@@ -25,6 +25,15 @@ MASKED_PRESETS: dict[str, PipelinePreset] = {
         scheduler={"choice_order": "random"},
         defaults={**SHAPES_SIZE, "num_inference_steps": 12, "guidance_scale": 1.5},
     ),
+    "shapes-enat": PipelinePreset(
+        about="visible tokens are encoded once, masked ones decoded from them, the shapes world",
+        tokenizer="shapes-fsq",
+        generator=EfficientMaskedTransformer,
+        config={**SMALL, "layers": 5, "decoder_layers": 2},
+        text={"width": 96, "layers": 1, "heads": 3},
+        scheduler={"choice_order": "random"},
+        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
+    ),
     "magvit-b": PipelinePreset(
         about="ten tasks, 101 classes, 87 million weights (MAGVIT-B)",
         tokenizer="shapes-vq",
