@@ -1,10 +1,13 @@
 """Are the presets of diffusion systems as large as published, and do their tiny twins train and sample?"""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import clip, tokenizer
 
 from vidgen.conditioning import Condition
+from vidgen.generators import DiffusionTransformer
 from vidgen.nn.random import seeded
 from vidgen.pipelines import DiffusionVideoPipeline
 from vidgen.pipelines.diffusion_presets import DIFFUSION_PRESETS
@@ -20,10 +23,11 @@ TEXTS = ["a red circle", "a blue star"]
 @pytest.mark.parametrize("name", DIFFUSION_PRESETS)
 def test_every_preset_fits_its_tokenizer_and_some_have_the_published_size(name):
     preset = DIFFUSION_PRESETS[name]
+    assert preset.generator is DiffusionTransformer
     assert PIPELINE_PRESETS[name] is preset
     spec = TOKENIZER_PRESETS[preset.tokenizer].tiny().build().spec
     with torch.device("meta"):
-        network = preset.generator(latent_spec=spec.to_json(), text_width=preset.text["width"], **preset.config)
+        network = DiffusionTransformer(spec.to_json(), preset.text["width"], **preset.config)
     if name in PUBLISHED:
         assert network.num_parameters() == pytest.approx(PUBLISHED[name], rel=CLOSE.get(name, 0.03))
     assert preset.about
@@ -54,7 +58,7 @@ def test_the_tiny_twin_of_every_preset_trains_and_samples_on_two_tokenizers(name
 
 def test_the_causal_preset_makes_a_video_chunk_by_chunk():
     torch.manual_seed(0)
-    pipe = DIFFUSION_PRESETS["vid-gpt"].tiny().build(tokenizer("kl"))
+    pipe: Any = DIFFUSION_PRESETS["vid-gpt"].tiny().build(tokenizer("kl"))
     pipe.set_progress_bar_config(disable=True)
     frames = pipe(TEXTS[0], num_frames=13, chunk_frames=1, output_type="pt").frames
     assert frames.shape == (1, 13, 3, 16, 16)
@@ -62,10 +66,10 @@ def test_the_causal_preset_makes_a_video_chunk_by_chunk():
 
 def test_a_preset_with_another_sampler_comes_back_from_disk(tmp_path):
     torch.manual_seed(0)
-    pipe = DIFFUSION_PRESETS["latte-xl-2"].tiny().build(tokenizer("kl"))
+    pipe: Any = DIFFUSION_PRESETS["latte-xl-2"].tiny().build(tokenizer("kl"))
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path)
-    loaded = DiffusionVideoPipeline.from_pretrained(tmp_path)
+    loaded: Any = DiffusionVideoPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is type(pipe.scheduler)
     one, other = (made(TEXTS[0], generator=seeded([0])[0], output_type="pt").frames for made in (pipe, loaded))
