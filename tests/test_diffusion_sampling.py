@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
 from diffusers.hooks import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -141,6 +142,19 @@ def test_guidance_combines_branches_as_published():
     back = Guidance(scale=4.0, rescale=1.0).combine(both, 0.5, 0)
     assert torch.allclose(back.std(dim=(1, 2)), full.std(dim=(1, 2)))
     assert torch.allclose(rescaled(plain, full, 0.7), 0.7 * back + 0.3 * plain)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_plain_and_zero_star_guidance_are_those_of_diffusers(rescale):
+    full, known = (randn((2, 6, 3), seeded([index, index + 10])) for index in range(2))
+    theirs: dict[bool, Any] = {
+        False: ClassifierFreeGuidance(guidance_scale=4.0, guidance_rescale=rescale),
+        True: ClassifierFreeZeroStarGuidance(guidance_scale=4.0, zero_init_steps=0, guidance_rescale=rescale),
+    }
+    for zero_star, guider in theirs.items():
+        guider.set_state(step=3, num_inference_steps=10, timestep=torch.tensor(500))
+        ours = Guidance(scale=4.0, rescale=rescale, zero_star=zero_star).combine({"full": full, "known": known}, 0.5, 3)
+        assert torch.allclose(guider.forward(full, known).pred, ours, atol=1e-5)
 
 
 def test_guidance_asks_only_for_the_branches_that_a_step_needs():
