@@ -289,6 +289,15 @@ def test_memory_of_a_window_is_constant_however_long_the_video():
     assert cache.layers[0].keys.shape[2] == 3 * cache.tokens_per_frame
 
 
+def test_chunks_are_exact_where_patches_join_frames_too():
+    pipe = pipeline(attention="frame-causal", patch=(2, 2, 1))
+    noise = randn((1, pipe.video_tokenizer.spec.num_tokens((29, 16, 24)), 4), seeded([3]))
+    cached = tokens(pipe, num_frames=29, chunk_frames=2, latents=noise)
+    assert (cached - recomputed(pipe, noise, frames=29, chunk=2, scale=3.0, steps=4)).abs().max() <= 1e-4
+    with pytest.raises(ValueError, match="multiple of the 2 frames"):
+        sample(pipe, num_frames=29, chunk_frames=1)
+
+
 def test_chunks_continue_a_known_clip_without_making_it_again():
     pipe = pipeline(attention="frame-causal")
     video, calls = clip(5, 16, 24), []

@@ -101,16 +101,16 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
         self.level_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        maps = []
+        if shared_modulation and text_path != "joint":
+            self.to_modulation = nn.Linear(width, 6 * width)
+            maps = [self.to_modulation]
         if text_path == "joint":
             blocks = [JointBlock(width, heads, expansion=expansion) for _ in range(layers)]
         else:
             kind = ModulatedBlock if shared_modulation else OwnModulationBlock
             options = {"expansion": expansion, "mixer": self.layout.mixer, "cross": text_path == "cross"}
             blocks = [kind(width, heads, **options) for _ in range(layers)]
-        maps = []
-        if shared_modulation and text_path != "joint":
-            self.to_modulation = nn.Linear(width, 6 * width)
-            maps = [self.to_modulation]
         self.transformer_blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
@@ -161,7 +161,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             mask = folded_mask if mask.is_floating_point() else folded_mask > 0
         told = self.level_embedding(features)
         told = told if told.shape[1] == 1 else patches.mean(told, grid)
-        level_alone = nn.functional.silu(told.mean(dim=1, keepdim=True))
+        of_level = nn.functional.silu(told.mean(dim=1, keepdim=True))
         if self.text_path != "cross":
             told = told + pooled(states, mask)
         told = nn.functional.silu(told)
@@ -171,7 +171,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         if self.text_path == "joint":
             together = joint_mask(mask, x.shape[1])
             for block in self.transformer_blocks:
-                x, states = block(x, states, together, told, level_alone, turns)
+                x, states = block(x, states, together, told, of_level, turns)
         else:
             modulation = told
             if self.shared_modulation:
@@ -213,8 +213,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
 
     def patterns(self, coordinates: Tensor, cache: FrameCache | None) -> list[Any]:
         """What the mixer of each layer is told."""
-        layers = len(self.transformer_blocks)
-        patches = self.patches
+        layers, patches = len(self.transformer_blocks), self.patches
         grid = patches.grid(coordinates) if self.layout.needs_grid else (patches.count(coordinates), 1, 1)
         if cache is None:
             return [self.layout.pattern(grid, layer, layers) for layer in range(layers)]
@@ -233,10 +232,9 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
     """The mean of the states that are seen: `b l d`, `b l` or `b n l` -> `b 1 d` or `b n d`."""
-    bias = (
-        mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, -torch.inf)
-    )
-    weights = bias.to(states.dtype).softmax(dim=-1)
+    if not mask.is_floating_point():
+        mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, -torch.inf)
+    weights = mask.to(states.dtype).softmax(dim=-1)
     return (weights[:, None] if weights.ndim == 2 else weights) @ states
 
 
