@@ -57,7 +57,7 @@ class Rollout:
         torch.manual_seed(0)
         self.settings = settings
         self.spec = LatentSpec((LatentPart("grid", "thw", (1, 8, 8), 4),), causal=True, streamable=True)
-        self.model = DiffusionTransformer(
+        self.model: Any = DiffusionTransformer(
             self.spec.to_json(),
             64,
             width=settings.width,

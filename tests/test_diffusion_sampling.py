@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
 from diffusers.hooks import (
     FirstBlockCacheConfig,
     MagCacheConfig,
@@ -143,6 +144,19 @@ def test_guidance_combines_branches_as_published():
     assert torch.allclose(rescaled(plain, full, 0.7), 0.7 * back + 0.3 * plain)
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_plain_and_zero_star_guidance_are_those_of_diffusers(rescale):
+    full, known = (randn((2, 6, 3), seeded([index, index + 10])) for index in range(2))
+    theirs: dict[bool, Any] = {
+        False: ClassifierFreeGuidance(guidance_scale=4.0, guidance_rescale=rescale),
+        True: ClassifierFreeZeroStarGuidance(guidance_scale=4.0, zero_init_steps=0, guidance_rescale=rescale),
+    }
+    for zero_star, guider in theirs.items():
+        guider.set_state(step=3, num_inference_steps=10, timestep=torch.tensor(500))
+        ours = Guidance(scale=4.0, rescale=rescale, zero_star=zero_star).combine({"full": full, "known": known}, 0.5, 3)
+        assert torch.allclose(guider.forward(full, known).pred, ours, atol=1e-5)
+
+
 def test_guidance_asks_only_for_the_branches_that_a_step_needs():
     assert Guidance(scale=1.0).branches(0.5, 0) == ("full",)
     inside = Guidance(scale=3.0, interval=(0.2, 0.8))
@@ -273,6 +287,15 @@ def test_memory_of_a_window_is_constant_however_long_the_video():
         held.append(cache.frames)
     assert held == [1, 2, 3] + [3] * 8
     assert cache.layers[0].keys.shape[2] == 3 * cache.tokens_per_frame
+
+
+def test_chunks_are_exact_where_patches_join_frames_too():
+    pipe = pipeline(attention="frame-causal", patch=(2, 2, 1))
+    noise = randn((1, pipe.video_tokenizer.spec.num_tokens((29, 16, 24)), 4), seeded([3]))
+    cached = tokens(pipe, num_frames=29, chunk_frames=2, latents=noise)
+    assert (cached - recomputed(pipe, noise, frames=29, chunk=2, scale=3.0, steps=4)).abs().max() <= 1e-4
+    with pytest.raises(ValueError, match="multiple of the 2 frames"):
+        sample(pipe, num_frames=29, chunk_frames=1)
 
 
 def test_chunks_continue_a_known_clip_without_making_it_again():

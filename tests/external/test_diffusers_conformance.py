@@ -26,10 +26,19 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 import diffusers.pipelines
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from tests.models.testing_utils import BaseModelTesterConfig, MemoryTesterMixin, ModelTesterMixin, TrainingTesterMixin
+from tests.models.testing_utils import (
+    BaseModelTesterConfig,
+    FirstBlockCacheTesterMixin,
+    MagCacheTesterMixin,
+    MemoryTesterMixin,
+    ModelTesterMixin,
+    PyramidAttentionBroadcastTesterMixin,
+    TaylorSeerCacheTesterMixin,
+    TrainingTesterMixin,
+)
 from tests.pipelines.testing_utils import BasePipelineTesterConfig, PipelineTesterMixin
 from tests.pipelines.testing_utils import MemoryTesterMixin as PipelineMemoryTesterMixin
-from tiny_models import clip, pipeline
+from tiny_models import clip, pipeline, shake
 
 from vidgen.conditioning import WordTextEncoder
 from vidgen.latents import Latents
@@ -181,6 +190,20 @@ class DiffusionTransformerConfig(ModelConfig):
         return {"hidden_states": noise, "timestep": torch.tensor([300.0, 700.0]), **self.condition()}
 
 
+class AwakeDiffusionTransformerConfig(DiffusionTransformerConfig):
+    """A fresh transformer says nothing (adaLN-zero), so that skipped blocks would change nothing."""
+
+    @property
+    def model_class(self) -> type:
+        kind = super().model_class
+
+        def awake(self, **arguments: Any) -> None:
+            kind.__init__(self, **arguments)
+            shake(self)
+
+        return type(kind.__name__, (kind,), {"__init__": awake, "__module__": kind.__module__})
+
+
 class WordTextEncoderConfig(ModelConfig):
     component = "text_encoder"
     output_shape = (4, 16)
@@ -257,6 +280,20 @@ class TestDiffusionTransformerMemory(DiffusionTransformerConfig, MemoryTesterMix
 
 
 class TestDiffusionTransformerTraining(DiffusionTransformerConfig, TrainingTesterMixin): ...
+
+
+class TestDiffusionTransformerFirstBlockCache(AwakeDiffusionTransformerConfig, FirstBlockCacheTesterMixin): ...
+
+
+class TestDiffusionTransformerMagCache(AwakeDiffusionTransformerConfig, MagCacheTesterMixin): ...
+
+
+class TestDiffusionTransformerAttentionBroadcast(
+    AwakeDiffusionTransformerConfig, PyramidAttentionBroadcastTesterMixin
+): ...
+
+
+class TestDiffusionTransformerTaylorSeer(AwakeDiffusionTransformerConfig, TaylorSeerCacheTesterMixin): ...
 
 
 class TestAutoregressiveTransformer(AutoregressiveTransformerConfig, ModelTesterMixin): ...

@@ -1,6 +1,5 @@
 """Diffusion transformer over tokens: noisy tokens in, velocity or noise out (DiT, SD3, Latte, STIV, ViD-GPT…)."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from vidgen.conditioning import Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding, TextProjection
-from vidgen.generators.layouts import FrameCausal, Grid, layout_named
+from vidgen.generators.layouts import FrameCausal, layout_named
+from vidgen.generators.patches import Patches
 from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.joint_transformer import JointBlock, joint_mask
@@ -74,10 +74,10 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
-        self.heads, self.patch = heads, (patch[0], patch[1], patch[2])
+        self.heads, self.patches = heads, Patches((patch[0], patch[1], patch[2]))
         self.layout = layout_named(attention, attention_options)
         for option, needed in (
-            (f"patch {self.patch}", self.patch != (1, 1, 1)),
+            (f"patch {self.patches.size}", not self.patches.is_trivial),
             (f"attention {attention!r}", self.layout.needs_grid),
             (f"level_frames {level_frames}", level_frames > 0),
         ):
@@ -101,16 +101,16 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         self.known_embedding = KnownEmbedding(self.spec, width)
         self.text_projection = TextProjection(text_width, width)
         self.level_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        maps = []
+        if shared_modulation and text_path != "joint":
+            self.to_modulation = nn.Linear(width, 6 * width)
+            maps = [self.to_modulation]
         if text_path == "joint":
             blocks = [JointBlock(width, heads, expansion=expansion) for _ in range(layers)]
         else:
             kind = ModulatedBlock if shared_modulation else OwnModulationBlock
             options = {"expansion": expansion, "mixer": self.layout.mixer, "cross": text_path == "cross"}
             blocks = [kind(width, heads, **options) for _ in range(layers)]
-        maps = []
-        if shared_modulation and text_path != "joint":
-            self.to_modulation = nn.Linear(width, 6 * width)
-            maps = [self.to_modulation]
         self.transformer_blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
@@ -143,35 +143,35 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
                 attention.
         """
         level = timestep / LEVELS
-        x = hidden_states
+        x, patches = hidden_states, self.patches
         if known_tokens is not None and token_state is not None:
             known = token_state == TokenState.KNOWN
             x = torch.where(known.unsqueeze(-1), known_tokens.to(x.dtype), x)
             level = torch.where(known, 0.0, level if level.ndim == 2 else level[:, None])
         level = level[:, None] if level.ndim == 1 else level
-        grid = self.token_grid(coordinates)
+        grid = patches.token_grid(coordinates)
         features = level_features(level, self.config.width).to(x.dtype)
 
-        x = self.proj_in(self.fold(x, grid)) + self.place_embedding(self.folded_coordinates(coordinates, grid))
+        x = self.proj_in(patches.fold(x, grid)) + self.place_embedding(patches.coordinates(coordinates, grid))
         if known_tokens is not None:
-            x = x + self.fold(self.known_embedding(known_tokens, token_state), grid, mean=True)
+            x = x + patches.mean(self.known_embedding(known_tokens, token_state), grid)
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         if mask.ndim == 3:
-            folded_mask = self.fold(mask.to(x.dtype), grid, mean=True)
+            folded_mask = patches.mean(mask.to(x.dtype), grid)
             mask = folded_mask if mask.is_floating_point() else folded_mask > 0
         told = self.level_embedding(features)
-        told = told if told.shape[1] == 1 else self.fold(told, grid, mean=True)
-        level_alone = nn.functional.silu(told.mean(dim=1, keepdim=True))
+        told = told if told.shape[1] == 1 else patches.mean(told, grid)
+        of_level = nn.functional.silu(told.mean(dim=1, keepdim=True))
         if self.text_path != "cross":
             told = told + pooled(states, mask)
         told = nn.functional.silu(told)
 
-        places = positions(self.folded_coordinates(coordinates, grid), self.folded_unit)
+        places = positions(patches.coordinates(coordinates, grid), patches.unit(self.spec.unit))
         turns = rotary(places, x.shape[-1] // self.heads)
         if self.text_path == "joint":
             together = joint_mask(mask, x.shape[1])
             for block in self.transformer_blocks:
-                x, states = block(x, states, together, told, level_alone, turns)
+                x, states = block(x, states, together, told, of_level, turns)
         else:
             modulation = told
             if self.shared_modulation:
@@ -182,7 +182,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
                 x = block(x, states, mask, modulation, pattern, turns, memory)
         shift, scale = self.modulation_out(told).chunk(2, dim=-1)
         x = self.proj_out(self.norm_out(x) * (1 + scale) + shift)
-        return self.unfold(x, grid)
+        return patches.unfold(x, grid)
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
         clean = latents.tokens.float()
@@ -213,8 +213,8 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
 
     def patterns(self, coordinates: Tensor, cache: FrameCache | None) -> list[Any]:
         """What the mixer of each layer is told."""
-        layers = len(self.transformer_blocks)
-        grid = self.folded_grid(coordinates) if self.layout.needs_grid else (self.folded_count(coordinates), 1, 1)
+        layers, patches = len(self.transformer_blocks), self.patches
+        grid = patches.grid(coordinates) if self.layout.needs_grid else (patches.count(coordinates), 1, 1)
         if cache is None:
             return [self.layout.pattern(grid, layer, layers) for layer in range(layers)]
         if not isinstance(self.layout, FrameCausal):
@@ -225,73 +225,16 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         """For a video of that size (frames, height, width) that is made chunk by chunk."""
         if not isinstance(self.layout, FrameCausal):
             raise ValueError("chunks need a transformer with attention 'frame-causal': other layouts see later frames")
-        _, height, width = self.folded_grid(self.spec.coordinates(size))
+        _, height, width = self.patches.grid(self.spec.coordinates(size))
         layers, layout = len(self.transformer_blocks), self.layout
         return FrameCache(layers, height * width, past_frames=layout.past_frames, sink_frames=layout.sink_frames)
-
-    # tokens to patches of tokens and back
-
-    @property
-    def folded_unit(self) -> tuple[int, int, int]:
-        unit = self.spec.unit
-        return unit[0] * self.patch[0], unit[1] * self.patch[1], unit[2] * self.patch[2]
-
-    def token_grid(self, coordinates: Tensor) -> Grid | None:
-        """Extents of the token grid, read off the coordinates; `None` where tokens are not folded."""
-        return None if self.patch == (1, 1, 1) else token_extents(coordinates)
-
-    def folded_grid(self, coordinates: Tensor) -> Grid:
-        """Extents of the grid of patches."""
-        t, h, w = (-(-extent // step) for extent, step in zip(token_extents(coordinates), self.patch, strict=True))
-        return t, h, w
-
-    def folded_count(self, coordinates: Tensor) -> int:
-        return len(coordinates) if self.patch == (1, 1, 1) else math.prod(self.folded_grid(coordinates))
-
-    def fold(self, x: Tensor, grid: Grid | None, *, mean: bool = False) -> Tensor:
-        """`b n c -> b n' (c · patch)`, or the mean over each patch's tokens; a ragged border is padded with zeros."""
-        if grid is None:
-            return x
-        t, h, w = grid
-        x = rearrange(x, "b (t h w) c -> b c t h w", t=t, h=h, w=w)
-        missing = [-extent % step for extent, step in zip(grid, self.patch, strict=True)]
-        x = nn.functional.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
-        p, q, r = self.patch
-        x = rearrange(x, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
-        if not mean:
-            return x.flatten(2)
-        tokens_in_patch = self.fold(x.new_ones(1, t * h * w, 1), grid).sum(dim=2, keepdim=True)
-        return x.sum(dim=2) / tokens_in_patch
-
-    def unfold(self, x: Tensor, grid: Grid | None) -> Tensor:
-        if grid is None:
-            return x
-        p, q, r = self.patch
-        t, h, w = (-(-extent // step) for extent, step in zip(grid, self.patch, strict=True))
-        x = rearrange(x, "b (t h w) (p q r c) -> b c (t p) (h q) (w r)", t=t, h=h, w=w, p=p, q=q, r=r)
-        x = x[:, :, : grid[0], : grid[1], : grid[2]]
-        return rearrange(x, "b c t h w -> b (t h w) c")
-
-    def folded_coordinates(self, coordinates: Tensor, grid: Grid | None) -> Tensor:
-        """Coordinates of the first token of each patch."""
-        if grid is None:
-            return coordinates
-        rows = coordinates.view(*grid, 5)[:: self.patch[0], :: self.patch[1], :: self.patch[2]]
-        return rows.reshape(-1, 5)
-
-
-def token_extents(coordinates: Tensor) -> Grid:
-    """(t, h, w) of the tokens of a grid."""
-    t, h, w = (int(coordinates[:, axis].unique().numel()) for axis in (2, 3, 4))
-    return t, h, w
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
     """The mean of the states that are seen: `b l d`, `b l` or `b n l` -> `b 1 d` or `b n d`."""
-    bias = (
-        mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, -torch.inf)
-    )
-    weights = bias.to(states.dtype).softmax(dim=-1)
+    if not mask.is_floating_point():
+        mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, -torch.inf)
+    weights = mask.to(states.dtype).softmax(dim=-1)
     return (weights[:, None] if weights.ndim == 2 else weights) @ states
 
 

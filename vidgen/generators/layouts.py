@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from vidgen.generators.patches import Grid
 from vidgen.kernels import AttentionSpec
 from vidgen.nn.mixers import LinearCostMixer, ScanAndWindow, SequentialAttention, SharedOutHeads, TwoPatterns
 from vidgen.nn.transformer import Attention
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Video from a diffusion transformer: noise to tokens step by step, at once or chunk by chunk of frames."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +229,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         if chunk_frames is None:
             return [slice(0, tokens)]
         layout = self.transformer.layout
-        unit = math.lcm(layout.group, self.transformer.patch[0]) if isinstance(layout, FrameCausal) else 1
+        unit = layout.group * self.transformer.patches.size[0] if isinstance(layout, FrameCausal) else 1
         if chunk_frames < 1 or chunk_frames % unit:
             raise ValueError(
                 f"chunk_frames must be a multiple of the {unit} frames of a causal group, got {chunk_frames}"

@@ -1,6 +1,7 @@
 """Named pipelines: which tokenizer, which generator, which text encoder, and the defaults of a call."""
 
 from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
+from vidgen.pipelines.diffusion_presets import DIFFUSION_PRESETS
 from vidgen.pipelines.masked_presets import MASKED_PRESETS
 from vidgen.pipelines.preset import PipelinePreset
 
@@ -64,4 +65,5 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         defaults={**BASE_SIZE, "guidance_scale": 2.0},
     ),
     **MASKED_PRESETS,
+    **DIFFUSION_PRESETS,
 }

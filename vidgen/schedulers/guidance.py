@@ -74,7 +74,7 @@ class Guidance:
     zero_star: bool = False
     """Scale the unguided branch to fit the full one best before it is subtracted (CFG-Zero*, arXiv 2503.18886)."""
     zero_steps: int = 0
-    """The first steps stand still (CFG-Zero*'s zero-init, 1 there)."""
+    """The first steps of a flow stand still (CFG-Zero*'s zero-init, 1 there)."""
 
     def __post_init__(self) -> None:
         low, high = self.interval
