@@ -1,6 +1,5 @@
 """Properties of the call `attention3d`: layouts, scale, log-sum-exp, decoding, compiling, choosing, bad input."""
 
-
 import pytest
 import torch
 from attention_patterns import PATTERNS, make_inputs
