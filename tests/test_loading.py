@@ -271,7 +271,7 @@ def test_the_tiny_twin_of_every_pipeline_preset_samples(name):
     assert frames.isfinite().all()
 
 
-@pytest.mark.parametrize("name", PIPELINE_PRESETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_pipeline_preset_names_a_tokenizer_and_fits_it(name):
     preset = PIPELINE_PRESETS[name]
     assert preset.tokenizer in TOKENIZER_PRESETS

@@ -7,19 +7,17 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from torch import Tensor, nn
 
-from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.heads import build_head
+from vidgen.generators.sequence import AutoregressiveGenerator
 from vidgen.kernels import AttentionSpec
-from vidgen.latents import Latents, LatentSpec
+from vidgen.latents import LatentSpec
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
-from vidgen.nn.random import Generators
 from vidgen.nn.transformer import KeyValueCache, TransformerBlock
 
 
-class AutoregressiveTransformer(Generator, ConfigMixin):
+class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
     """Causal transformer over the tokens of any spec, in the order of the spec.
 
     Each position holds the token before it and is told the place of the token that it predicts.
@@ -96,17 +94,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
             x = block(x, states, mask, pattern, turns, None if caches is None else caches[index])
         return self.norm_out(x)
 
-    def empty_caches(self, batch: int, length: int) -> list[KeyValueCache]:
+    def empty_caches(self, batch: int, length: int, *, states: int = 0) -> list[KeyValueCache]:
         """Caches for sequences of `length` tokens, one for each block."""
         like, channels = self.start, self.config.width // self.heads
         return [KeyValueCache.empty(batch, self.heads, length, channels, like=like) for _ in self.transformer_blocks]
-
-    def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
-        target = latents.tokens if latents.ids is None else latents.ids
-        coordinates = latents.spec.coordinates(latents.size).to(target.device)
-        hidden = self(target[:, :-1], coordinates, **self.condition_inputs(condition, coordinates))
-        weights = token_weights(latents, self.config.token_weight)
-        if condition.token_state is not None:
-            weights = weights * (condition.token_state != TokenState.KNOWN)
-        loss = self.proj_out.loss(hidden, target, generators=generators)
-        return {"next_token": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}

@@ -1,4 +1,4 @@
-"""Video from an autoregressive transformer: one token after the other, with cached keys and values."""
+"""Video from an autoregressive transformer: one token (or group) after the other, with cached keys and values."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  
 from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
-from vidgen.generators import AutoregressiveTransformer
+from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
@@ -31,7 +31,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         self,
         video_tokenizer: Tokenizer,
         text_encoder: TextEncoder,
-        transformer: AutoregressiveTransformer,
+        transformer: AutoregressiveGenerator,
         scheduler: AutoregressiveScheduler,
         defaults: dict[str, Any] | None = None,
     ) -> None:
@@ -141,49 +141,51 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         known = self.prepare_known(video, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
-        inputs = self.transformer.condition_inputs(condition, coordinates)
+        order = self.transformer.order(coordinates)
+        inputs = self.transformer.sequence_inputs(condition, coordinates, order)
 
-        unknown = self.unknown_tokens(condition, batch, size)
         rule = SamplingRule(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
         )
+        given, unknown = self.prepare_latents(latents, condition, self.unknown_tokens(condition, batch, size))
+        given, unknown = given[:, order.tokens], unknown[:, order.tokens]
+        limits = self.transformer.limits(inputs["coordinates"])
+        self.scheduler.set_timesteps(len(order.sizes), device=device, sizes=order.sizes)
+        self._num_timesteps = len(order.sizes)
         count = unknown.shape[1]
-        given, unknown = self.prepare_latents(latents, condition, unknown)
-        limits = self.transformer.limits(coordinates)
-        self.scheduler.set_timesteps(count, device=device)
-        self._num_timesteps = count
-        caches = self.transformer.empty_caches(batch, count)
-        caches_without = self.transformer.empty_caches(batch, count)
+        caches, caches_without = (
+            self.transformer.empty_caches(batch, count, states=0 if states is None else states.shape[1])
+            for states in (prompt_embeds, negative_prompt_embeds)
+        )
         sample = given[:, :0]
 
-        with self.progress_bar(total=count) as progress:  # pyright: ignore[reportCallIssue]
+        with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                previous = None if i == 0 else sample[:, i - 1 : i]
-                place = coordinates[i : i + 1]
-                here = at_position(inputs, i)
-                here["encoder_hidden_states"] = prompt_embeds
-                hidden = self.transformer(previous, place, **here, caches=caches)
+                start, end = sample.shape[1], sample.shape[1] + order.sizes[i]
+                previous = None if i == 0 else sample[:, start - order.sizes[i] : start]
+                here = {**at_positions(inputs, slice(start, end)), "encoder_hidden_states": prompt_embeds}
+                hidden = self.transformer(previous, **here, caches=caches)
                 without = None
                 if negative_prompt_embeds is not None:  # also while guidance is off: its cache must not have gaps
                     other = {**here, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(previous, place, **other, caches=caches_without)
+                    without = self.transformer(previous, **other, caches=caches_without)
                 prediction, _ = self.transformer.proj_out.sample(
                     hidden,
                     without,
-                    self.scheduler.guidance_at(i, self.guidance_scale) if self.do_classifier_free_guidance else 1.0,
+                    self.scheduler.guidance_at(start, self.guidance_scale) if self.do_classifier_free_guidance else 1.0,
                     generators=generators,
                     rule=rule,
-                    limits=None if limits is None else limits[i : i + 1],
+                    limits=None if limits is None else limits[start:end],
                 )
                 sample = self.scheduler.step(
-                    prediction, t, sample, given=given[:, i : i + 1], unknown=unknown[:, i : i + 1]
+                    prediction, t, sample, given=given[:, start:end], unknown=unknown[:, start:end]
                 ).prev_sample
                 if callback_on_step_end is not None:
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
@@ -193,6 +195,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
 
         self._current_timestep = None
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
+        sample = sample[:, order.positions]
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -215,14 +218,3 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         begun = torch.where(unknown[:, :first].unsqueeze(-1), latents, given[:, :first])
         given = torch.cat([begun, given[:, first:]], dim=1)
         return given, torch.cat([torch.zeros_like(unknown[:, :first]), unknown[:, first:]], dim=1)
-
-
-def at_position(inputs: dict[str, Any], position: int) -> dict[str, Any]:
-    """The condition's inputs at one position."""
-    here = dict(inputs)
-    for name in ("known_tokens", "token_state"):
-        if here[name] is not None:
-            here[name] = here[name][:, position : position + 1]
-    if here["encoder_attention_mask"].ndim == 3:
-        here["encoder_attention_mask"] = here["encoder_attention_mask"][:, position : position + 1]
-    return here

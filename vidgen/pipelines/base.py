@@ -71,7 +71,8 @@ class VideoPipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoPipeline":
         """As diffusers', which leaves components behind whose class is not exactly the annotated one."""
-        kept = {name: pipeline.components[name] for name in ("video_tokenizer", "text_encoder") if name not in kwargs}
+        names = ["video_tokenizer", "text_encoder", *(["transformer"] if isinstance(pipeline, cls) else [])]
+        kept = {name: pipeline.components[name] for name in names if name not in kwargs}
         return super().from_pipe(pipeline, **kept, **kwargs)  # pyright: ignore[reportReturnType]
 
     # diffusers' properties

@@ -1,83 +1,8 @@
-"""Named pipelines: which tokenizer, which generator, which text encoder, and the defaults of a call."""
+"""Named pipelines: the built-in models' and one for each published system."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-
-from vidgen.conditioning import TextEncoder, WordTextEncoder
-from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, Generator, MaskedTransformer
-from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
-from vidgen.pipelines.base import VideoPipeline
-from vidgen.pipelines.diffusion import DiffusionVideoPipeline
-from vidgen.pipelines.masked import MaskedVideoPipeline
-from vidgen.schedulers import AutoregressiveScheduler, MaskedTokenScheduler
-from vidgen.tokenizers import Tokenizer
-from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
-
-FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
-    MaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
-    DiffusionTransformer: (DiffusionVideoPipeline, FlowMatchEulerDiscreteScheduler),
-    AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelinePreset:
-    """Components of a pipeline by class and configuration.
-
-    Args:
-        about: one line for people.
-        tokenizer: name of the tokenizer (preset or built-in model) that makes its tokens.
-        generator: the class of the network.
-        config: constructor's arguments of the network, without `latent_spec` and `text_width`.
-        text: constructor's arguments of the built-in text encoder.
-        scheduler: constructor's arguments of the scheduler.
-        defaults: values for arguments that a call leaves out.
-        is_tiny: the tokenizer's tiny twin is meant.
-    """
-
-    about: str
-    tokenizer: str
-    generator: type[Generator]
-    config: dict[str, Any]
-    text: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    is_tiny: bool = False
-
-    @property
-    def tokenizer_preset(self) -> TokenizerPreset:
-        preset = TOKENIZER_PRESETS[self.tokenizer]
-        return preset.tiny() if self.is_tiny else preset
-
-    def build(self, tokenizer: Tokenizer | None = None, text_encoder: TextEncoder | None = None) -> VideoPipeline:
-        """The pipeline, freshly initialised from the global generator, around the given parts if there are any."""
-        tokenizer = tokenizer or self.tokenizer_preset.build()
-        text_encoder = text_encoder or WordTextEncoder(**self.text)
-        pipeline, scheduler = FAMILIES[self.generator]
-        arguments = {"latent_spec": tokenizer.spec.to_json(), "text_width": text_encoder.width, **self.config}
-        network = self.generator(**arguments)
-        arguments = {
-            "video_tokenizer": tokenizer.eval(),
-            "text_encoder": text_encoder,
-            "transformer": network,
-            "scheduler": scheduler(**self.scheduler),
-            "defaults": self.defaults,
-        }
-        return pipeline(**arguments)
-
-    def tiny(self) -> "PipelinePreset":
-        """The same architecture, small enough to train in a test."""
-        return replace(
-            self,
-            about=f"tiny twin: {self.about}",
-            config={**self.config, "width": 32, "layers": 2, "heads": 2},
-            text={"width": 16, "layers": 1, "heads": 2, "buckets": 64},
-            defaults={**self.defaults, "num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 3},
-            is_tiny=True,
-        )
-
+from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
+from vidgen.pipelines.autoregressive_presets import AUTOREGRESSIVE_PRESETS
+from vidgen.pipelines.preset import PipelinePreset
 
 SMALL = {"width": 128, "layers": 6, "heads": 4, "expansion": 3.0}
 SMALL_TEXT = {"width": 96, "layers": 1, "heads": 3}
@@ -136,4 +61,5 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         text=BASE_TEXT,
         defaults={**BASE_SIZE, "guidance_scale": 2.0},
     ),
+    **AUTOREGRESSIVE_PRESETS,
 }
