@@ -12,6 +12,7 @@ from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
@@ -75,7 +76,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         """Make videos.
 
         Args:
-            prompt: what to show, one or many.
+            prompt: what to show, one or many; or a timeline for one video, `[(0, "…"), (24, "…")]`: each prompt holds
+                from its frame to the next one's.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: Euler steps of a flow head, 16 by default; ids take one step a token and ignore it.
@@ -140,6 +142,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         generators = self.prepare_generators(generator, batch)
         known = self.prepare_known(video, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         order = self.transformer.order(coordinates)
         inputs = self.transformer.sequence_inputs(condition, coordinates, order)

@@ -17,17 +17,19 @@ from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
 from vidgen.nn.random import seeded
+from vidgen.pipelines.extension import LongVideo
 from vidgen.pipelines.output import Frames
+from vidgen.pipelines.timeline import Timeline, check_timeline, is_timeline, side_by_side
 from vidgen.tokenizers.base import Tokenizer
 
-Prompt = str | list[str]
+Prompt = str | list[str] | Timeline
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 VideoInput = Tensor | np.ndarray | list[Image] | list[list[Image]]
 
 
-class VideoPipeline(DiffusionPipeline):
+class VideoPipeline(LongVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer"
@@ -126,7 +128,10 @@ class VideoPipeline(DiffusionPipeline):
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
         for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            check_prompt(name, text)
+            if name == "prompt" and is_timeline(text):
+                check_timeline(text, size[0])
+            else:
+                check_prompt(name, text)
             if text is not None and self.text_encoder is None:
                 raise ValueError(f"this pipeline has no text encoder; give {name}_embeds instead of {name}")
         self._check_embeds("prompt", prompt_embeds, prompt_attention_mask)
@@ -211,7 +216,11 @@ class VideoPipeline(DiffusionPipeline):
             return TextStates(embeds.to(device, dtype), mask.to(device))
         assert prompt is not None
         bring_onto_device(self.text_encoder)
-        text = self.text_encoder.encode([prompt] if isinstance(prompt, str) else prompt)
+        if is_timeline(prompt):
+            text = side_by_side(self.text_encoder.encode([entry for _, entry in prompt]))
+        else:
+            texts: Any = [prompt] if isinstance(prompt, str) else prompt
+            text = self.text_encoder.encode(texts)
         return TextStates(text.states.to(device, dtype), text.mask.to(device))
 
     def prepare_generators(
@@ -375,6 +384,8 @@ def check_prompt(name: str, text: Prompt | None) -> None:
 def count_prompts(text: Prompt | None, embeds: Tensor | None) -> int:
     if embeds is not None:
         return len(embeds)
+    if is_timeline(text):
+        return 1
     return len(text) if isinstance(text, list) else 1
 
 

@@ -15,6 +15,7 @@ from vidgen.latents import VideoSize
 from vidgen.nn.random import Generators, randn
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.timeline import frame_ranges
 from vidgen.tokenizers import Tokenizer
 
 
@@ -74,7 +75,8 @@ class DiffusionVideoPipeline(VideoPipeline):
         """Make videos.
 
         Args:
-            prompt: what to show, one or many.
+            prompt: what to show, one or many; or a timeline for one video, `[(0, "…"), (24, "…")]`: each prompt holds
+                from its frame to the next one's.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: Euler steps; 30 by default.
@@ -138,6 +140,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         generators = self.prepare_generators(generator, batch)
         known = self.prepare_known(video, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
