@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.random import Generators
 
 
-class Generator(ModelMixin, ConfigMixin, ABC):
+class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
     """A network over the tokens of one spec.
 
     `forward` takes and gives plain tensors, as diffusers' mixins and hooks need.

@@ -11,6 +11,7 @@ from torch import Tensor
 from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.editing import check_strength, first_tokens
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
@@ -69,6 +70,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         latents_path: str | Path | None = None,
+        strength: float | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -95,6 +97,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
+            strength: edit the video: this share of its tokens, the last ones, is made anew. Pixels that a mask says
+                are known stay.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
@@ -123,6 +127,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             generator,
             latents_path,
         )
+        check_strength(strength, video, latents)
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 2.0)
         self._interrupt = False
         device = self._execution_device
@@ -140,7 +145,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         )
         batch = prompt_embeds.shape[0]
         generators = self.prepare_generators(generator, batch)
-        known = self.prepare_known(video, mask, size, batch)
+        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
@@ -153,6 +158,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             top_p=top_p,
             flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
         )
+        if strength is not None and video is not None:
+            latents = first_tokens(self.clean_tokens(video, size, batch), strength)
         given, unknown = self.prepare_latents(latents, condition, self.unknown_tokens(condition, batch, size))
         given, unknown = given[:, order.tokens], unknown[:, order.tokens]
         limits = self.transformer.limits(inputs["coordinates"])

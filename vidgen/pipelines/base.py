@@ -18,6 +18,7 @@ from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
 from vidgen.nn.random import seeded
 from vidgen.pipelines.extension import LongVideo
+from vidgen.pipelines.lora import LoraVideo
 from vidgen.pipelines.output import Frames
 from vidgen.pipelines.timeline import Timeline, check_timeline, is_timeline, side_by_side
 from vidgen.tokenizers.base import Tokenizer
@@ -29,7 +30,7 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | Pipel
 VideoInput = Tensor | np.ndarray | list[Image] | list[list[Image]]
 
 
-class VideoPipeline(LongVideo, DiffusionPipeline):
+class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer"
@@ -261,6 +262,16 @@ class VideoPipeline(LongVideo, DiffusionPipeline):
         repeats = count // pixels.shape[0]
         device = self._execution_device
         return known.repeat_interleave(repeats, 0).to(device), where.repeat_interleave(repeats, 0).to(device)
+
+    def clean_tokens(self, video: VideoInput, size: VideoSize, count: int) -> Tensor:
+        """Ids `b n q` or reals `b n c` of a video of exactly `size`, for each of `count` videos to make."""
+        known = self.prepare_known(video, None, size, count)
+        assert known is not None
+        if not known[1].all():
+            raise ValueError(f"a video to edit must have all {size[0]} frames; give num_frames as many as it has")
+        bring_onto_device(self.video_tokenizer)
+        latents = self.video_tokenizer.encode(known[0].to(self.video_tokenizer.dtype))
+        return latents.tokens if latents.ids is None else latents.ids
 
     def video_tensor(self, video: VideoInput) -> Tensor:
         """`b 3 t h w` in [-1, 1] from such a tensor (a missing batch axis is added), or frames as PIL or NumPy.

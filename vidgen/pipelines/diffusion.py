@@ -14,12 +14,14 @@ from vidgen.generators import DiffusionTransformer
 from vidgen.latents import VideoSize
 from vidgen.nn.random import Generators, randn
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.editing import check_strength, partly_noised
+from vidgen.pipelines.inversion import FlowInversion
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.timeline import frame_ranges
 from vidgen.tokenizers import Tokenizer
 
 
-class DiffusionVideoPipeline(VideoPipeline):
+class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
     """Text to video by flow matching.
 
     Args:
@@ -71,6 +73,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         latents_path: str | Path | None = None,
+        strength: float | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -94,6 +97,8 @@ class DiffusionVideoPipeline(VideoPipeline):
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
+            strength: edit the video: its tokens start at this noise level (before the scheduler's shift). Pixels that
+                a mask says are known stay.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -121,6 +126,7 @@ class DiffusionVideoPipeline(VideoPipeline):
             generator,
             latents_path,
         )
+        check_strength(strength, video, None)
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
         self._interrupt = False
         device = self._execution_device
@@ -138,7 +144,7 @@ class DiffusionVideoPipeline(VideoPipeline):
         )
         batch = prompt_embeds.shape[0]
         generators = self.prepare_generators(generator, batch)
-        known = self.prepare_known(video, mask, size, batch)
+        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
@@ -146,10 +152,11 @@ class DiffusionVideoPipeline(VideoPipeline):
 
         sample = self.prepare_latents(latents, size, generators)
         steps = self.default("num_inference_steps", num_inference_steps, 30)
-        if steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        levels = torch.linspace(1.0, 1.0 / steps, steps).tolist()
-        self.scheduler.set_timesteps(sigmas=levels, device=device)
+        levels = self.set_levels(steps, device, first=1.0 if strength is None else strength)
+        if strength is not None and video is not None:
+            tokens = self.clean_tokens(video, size, batch)
+            clean = tokens if tokens.is_floating_point() else self.video_tokenizer.reals_from_ids(tokens, size)
+            sample = partly_noised(clean, sample, levels[0])
         self._num_timesteps = len(self.scheduler.timesteps)
 
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
@@ -176,6 +183,13 @@ class DiffusionVideoPipeline(VideoPipeline):
         sample = self.with_known(sample, condition)
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def set_levels(self, steps: int, device: torch.device, *, first: float = 1.0) -> Tensor:
+        """Noise levels of the scheduler's steps, `steps + 1` from `first` (before its shift) to 0."""
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+        self.scheduler.set_timesteps(sigmas=torch.linspace(first, first / steps, steps).tolist(), device=device)
+        return self.scheduler.sigmas
 
     def prepare_latents(self, latents: Tensor | None, size: VideoSize, generators: Generators) -> Tensor:
         """Noise to start from, given or drawn for each video on its own."""

@@ -268,6 +268,8 @@ class GeneratorRun(Run):
     """Share of the clips that are trained without their text, for classifier-free guidance."""
     known_frames: float = 0.1
     """Share of the clips whose first frames are given, for image to video and continuation."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank on a frozen transformer and text encoder; 0 trains all weights."""
     cached_clips: int = 0
     """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
     cache_dir: Path | None = None
@@ -275,7 +277,7 @@ class GeneratorRun(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "drop_text", "known_frames", "cached_clips")
+        check_not_negative(self, "drop_text", "known_frames", "cached_clips", "lora_rank")
         for name in ("drop_text", "known_frames"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")

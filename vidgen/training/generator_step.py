@@ -11,6 +11,7 @@ from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.training.checkpoint import write_folder
+from vidgen.training.lora import add_lora, merged
 from vidgen.training.step import Batch, TrainingStep
 
 
@@ -36,6 +37,11 @@ class GeneratorStep(TrainingStep):
             self.text_encoder = pipeline.text_encoder
         self.drop_text, self.known_frames = drop_text, known_frames
         pipeline.set_progress_bar_config(disable=True)
+
+    def adapt(self, rank: int) -> None:
+        """Train LoRA adapters alone."""
+        self.requires_grad_(False)
+        add_lora(self.transformer, rank)
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents = self.latents(batch)
@@ -85,4 +91,11 @@ class GeneratorStep(TrainingStep):
         return rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1
 
     def export(self, folder: Path) -> None:
-        write_folder(folder, self.pipeline.save_pretrained)
+        """The pipeline; with LoRA the merged one, and the adapter beside it."""
+        adapted = hasattr(self.transformer, "peft_config")
+        write_folder(folder, self._save_adapted if adapted else self.pipeline.save_pretrained)
+
+    def _save_adapted(self, folder: Path) -> None:
+        components = {**self.pipeline.components, "transformer": merged(self.transformer)}
+        type(self.pipeline)(**components, defaults=self.pipeline.config.defaults).save_pretrained(folder)
+        self.pipeline.save_lora_weights(folder)

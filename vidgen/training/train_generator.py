@@ -34,6 +34,8 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
     accelerator = build_accelerator(run, finds_unused_parameters=run.known_frames == 0)  # then their embedding is idle
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if pipeline is None:
+        if run.lora_rank > 0 and run.init_from is None:
+            raise ValueError("adapters on fresh weights learn nothing; give the model to adapt with --init-from")
         pipeline = fresh_pipeline(run)
     size = {"num_frames": run.data.num_frames, "height": run.data.height, "width": run.data.width}
     pipeline.register_to_config(defaults={**pipeline.config.defaults, **size})
@@ -52,6 +54,8 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         endless, join = False, collate_encoded
     step = GeneratorStep(pipeline, drop_text=run.drop_text, known_frames=run.known_frames)
     step.freeze(run.freeze)
+    if run.lora_rank > 0:
+        step.adapt(run.lora_rank)
     trainer = Trainer(
         run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
     )
