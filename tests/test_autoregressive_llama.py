@@ -1,10 +1,12 @@
 """Do Llama-style generators see what they may, decode as they train, and make groups of tokens at once?"""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import SIZE, SPECS, clip, random_latents, shake, tokenizer
+from tiny_models import SIZE, SPECS, clip, shake, tokenizer
+from tiny_models import random_latents as random_latents_of
 
 import vidgen
 from vidgen.conditioning import Condition, TokenState, WordTextEncoder
@@ -24,6 +26,10 @@ GROUPED = [("grid of ids", group) for group in (1, 2, "row", "frame", "regions")
 HEADS = [("two codebooks", "depth"), ("2^18 codes", "depth"), ("grid of reals", "mixture"), ("grid of reals", "auto")]
 
 
+def random_latents(spec: LatentSpec) -> Any:
+    return random_latents_of(spec)
+
+
 def model(name: str = "grid of ids", **changes) -> LlamaTransformer:
     torch.manual_seed(0)
     built = LlamaTransformer(SPECS[name].to_json(), text_width=WIDTH, width=24, layers=2, heads=2, **changes)
@@ -40,7 +46,7 @@ def condition(batch: int = 2, *, known=None, mask=None) -> Condition:
     return Condition(states, mask, known=known, token_state=state)
 
 
-def hidden(llama, latents, text) -> torch.Tensor:
+def hidden(llama, latents: Any, text) -> torch.Tensor:
     coordinates = latents.spec.coordinates(latents.size)
     order = llama.order(coordinates)
     target = (latents.tokens if latents.ids is None else latents.ids)[:, order.tokens]
@@ -249,7 +255,7 @@ OTHER_TOKENS = {"divot": "kl"}
 @pytest.mark.parametrize("name", AUTOREGRESSIVE_PRESETS)
 def test_the_tiny_twin_of_a_preset_trains_and_samples_on_two_tokenizers(name, on_its_own):
     torch.manual_seed(0)
-    preset = PIPELINE_PRESETS[name].tiny()
+    preset: Any = PIPELINE_PRESETS[name].tiny()
     other = None if on_its_own else tokenizer(OTHER_TOKENS.get(name, "fsq"))
     pipe = preset.build(other, WordTextEncoder(width=16, layers=1, heads=2, buckets=64))
     pipe.set_progress_bar_config(disable=True)
@@ -291,7 +297,7 @@ def test_larp_ar_has_the_published_number_of_parameters():
 
 def test_a_llama_pipeline_saves_and_loads(tmp_path):
     torch.manual_seed(0)
-    preset = PIPELINE_PRESETS["par"].tiny()
+    preset: Any = PIPELINE_PRESETS["par"].tiny()
     pipe = preset.build(tokenizer(), WordTextEncoder(width=16, layers=1, heads=2, buckets=64))
     pipe.save_pretrained(tmp_path)
     again = vidgen.load(tmp_path)

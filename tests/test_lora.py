@@ -1,5 +1,7 @@
 """Are LoRA adapters small, exact when merged, and what a training run with `lora_rank` makes?"""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -64,9 +66,10 @@ def test_a_run_with_a_rank_trains_the_adapter_alone_and_exports_it_merged_and_ap
     base = tiny_pipeline("masked")
     shake(base.transformer)
     base.save_pretrained(tmp_path / "base")
-    start = vidgen.load(tmp_path / "base")
+    start: Any = vidgen.load(tmp_path / "base")
     folder = train_generator(tiny_run(tmp_path / "run", lora_rank=2, known_frames=0.0), pipeline=start)
-    trained, again = vidgen.load(folder), vidgen.load(tmp_path / "base")
+    trained: Any = vidgen.load(folder)
+    again: Any = vidgen.load(tmp_path / "base")
     assert len(load_file(folder / WEIGHTS)) > 0
     again.load_lora_weights(folder)
     sample = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 2}

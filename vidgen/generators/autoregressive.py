@@ -27,6 +27,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         text_width: length of the condition states.
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -43,6 +44,8 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         heads: int = 8,
         expansion: float = 4.0,
         token_weight: float = 0.5,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -57,6 +60,10 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         )
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def forward(
         self,
@@ -66,6 +73,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        control: Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
         """Hidden states `b m d` for `proj_out`, at m consecutive positions.
@@ -76,6 +84,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
             coordinates: `m 5`, places of the tokens to predict.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b m l`.
             known_tokens, token_state: encoded condition video `b m c` and its states `b m`, at the same positions.
+            control: features `b m d` of the control branch at the same positions.
             caches: one for each block, holding all positions before these; `None` = the positions start the sequence.
         """
         batch, count = encoder_hidden_states.shape[0], coordinates.shape[0]
@@ -85,6 +94,8 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         x = x + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + self.known_embedding(known_tokens, token_state)
+        if control is not None:
+            x = x + control
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         before = 0 if caches is None else caches[0].filled

@@ -30,6 +30,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
         patch: tokens along (t, h, w) that the transformer takes as one; other than (1, 1, 1) needs a grid spec.
         token_weight: strength of `token_weights` in the loss.
         level_mean, level_std: of the logit-normal noise levels (SD3, arXiv 2403.03206, section 3.1).
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -49,6 +50,8 @@ class DiffusionTransformer(Generator, ConfigMixin):
         token_weight: float = 0.0,
         level_mean: float = 0.0,
         level_std: float = 1.0,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -71,6 +74,10 @@ class DiffusionTransformer(Generator, ConfigMixin):
         for layer in (self.to_modulation, self.modulation_out, self.proj_out):  # adaLN-zero: blocks start as nothing
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def forward(
         self,
@@ -81,6 +88,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        control: Tensor | None = None,
     ) -> Tensor:
         """Velocity ε - x of each token, `b n c`.
 
@@ -90,6 +98,7 @@ class DiffusionTransformer(Generator, ConfigMixin):
             coordinates: `n 5` of `LatentSpec.coordinates`.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b n l`.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
+            control: features `b n d` of the control branch.
         """
         level = timestep / LEVELS
         x = hidden_states
@@ -104,6 +113,8 @@ class DiffusionTransformer(Generator, ConfigMixin):
         x = self.proj_in(self.fold(x, grid)) + self.place_embedding(self.folded_coordinates(coordinates, grid))
         if known_tokens is not None:
             x = x + self.fold(self.known_embedding(known_tokens, token_state), grid, mean=True)
+        if control is not None:
+            x = x + self.fold(control, grid, mean=True)
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         if mask.ndim == 3:
             mask = self.fold(mask.to(x.dtype), grid, mean=True) > 0

@@ -34,6 +34,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         head_type: "auto" = ids all at once, or a flow for reals; "depth" = the ids of a token one after the other;
             "mixture" = a mixture of Gaussians for reals.
         token_weight: strength of `token_weights` in the loss.
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -52,6 +53,8 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         rotary_axes: int = 3,
         head_type: str = "auto",
         token_weight: float = 0.0,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         check_group(group)
@@ -69,6 +72,10 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         self.transformer_blocks = nn.ModuleList(LlamaBlock(width, heads) for _ in range(layers))
         self.norm_out = RMSNorm(width)
         self.proj_out = chosen_head(self.spec, width, head_type)
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def forward(
         self,
@@ -79,6 +86,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        control: Tensor | None = None,
         caches: StaticCache | None = None,
     ) -> Tensor:
         """Hidden states `b m d` for `proj_out`, at m consecutive positions.
@@ -90,6 +98,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
             groups: `m` long, the group of each position.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l`; read at the start only.
             known_tokens, token_state: encoded condition video `b m c` and its states `b m`, at the same positions.
+            control: features `b m d` of the control branch at the same positions.
             caches: hold all positions before these; `None` = the positions start the sequence.
         """
         batch, count = encoder_hidden_states.shape[0], coordinates.shape[0]
@@ -100,6 +109,8 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         x = x + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + self.known_embedding(known_tokens, token_state)
+        if control is not None:
+            x = x + control
         groups, turns = groups.expand(batch, -1), self.turns(coordinates)
         if missing > 0:
             states, said = self.prefix(encoder_hidden_states, encoder_attention_mask)

@@ -29,6 +29,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
         smallest_ratio: the mask ratio is cos(π/2 · u), at least this (MaskGIT, section 3.1).
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -46,6 +47,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         expansion: float = 4.0,
         token_weight: float = 0.5,
         smallest_ratio: float = 0.0,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -60,6 +63,10 @@ class MaskedTransformer(Generator, ConfigMixin):
         )
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def forward(
         self,
@@ -70,6 +77,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        control: Tensor | None = None,
     ) -> Tensor:
         """Hidden states `b n d` for `proj_out`.
 
@@ -79,11 +87,14 @@ class MaskedTransformer(Generator, ConfigMixin):
             coordinates: `n 5` of `LatentSpec.coordinates`.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b n l`.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
+            control: features `b n d` of the control branch.
         """
         x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
         x = x + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + self.known_embedding(known_tokens, token_state)
+        if control is not None:
+            x = x + control
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         everything = AttentionSpec.sequence(x.shape[1])

@@ -78,7 +78,7 @@ class LlamaAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         turns: Rotary,
         cache: StaticCache | None = None,
         layer: int = 0,
@@ -119,13 +119,16 @@ class LlamaBlock(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         turns: Rotary,
         cache: StaticCache | None = None,
         layer: int = 0,
         places: Tensor | None = None,
     ) -> Tensor:
-        """`b m d`, `b 1 m n` bool; with a cache also the layer's number and the places `m` of the positions."""
+        """`b m d` under a mask `b 1 m n` (`None` = all see all).
+
+        With a cache also the layer's number and the places `m` of the positions.
+        """
         x = hidden_states
         x = x + self.attn(self.norm_attn(x), mask, turns, cache, layer, places)
         return x + self.ff(self.norm_ff(x))

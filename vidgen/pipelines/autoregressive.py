@@ -71,6 +71,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         latents_path: str | Path | None = None,
         strength: float | None = None,
+        control_video: VideoInput | None = None,
+        reference_images: VideoInput | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -97,6 +99,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
+            control_video: depth, edges or a sketch of all frames, for a transformer with a control branch.
+            reference_images: `r 3 h w` in [-1, 1] or PIL images of what to show, for a transformer that takes them.
             strength: edit the video: this share of its tokens, the last ones, is made anew. Pixels that a mask says
                 are known stay.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
@@ -148,6 +152,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition = self.steer(condition, control_video, reference_images, size)
+        prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         order = self.transformer.order(coordinates)
         inputs = self.transformer.sequence_inputs(condition, coordinates, order)

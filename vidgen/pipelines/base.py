@@ -1,6 +1,7 @@
 """What the three pipelines share: prompts, known pixels, sizes, noise, decoding. Each has its own step loop."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -301,6 +302,27 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
         bring_onto_device(self.video_tokenizer)
         latents, token_state = known_from_video(self.video_tokenizer, pixels, where)
         return Condition(states, mask, known=latents.to(self.transformer.dtype), token_state=token_state)
+
+    def steer(
+        self, condition: Condition, control: VideoInput | None, references: VideoInput | None, size: VideoSize
+    ) -> Condition:
+        """The condition with a control video and reference images (`r 3 h w`, or such frames), which serve all."""
+        bring_onto_device(self.video_tokenizer)
+        if control is not None:
+            pixels, where = self.prepare_known(control, None, size, len(condition.states)) or (None, None)
+            if pixels is None or where is None or not where.all():
+                raise ValueError(f"a control video must have all {size[0]} frames; give num_frames as many as it has")
+            latents = self.video_tokenizer.encode(pixels.to(self.video_tokenizer.dtype))
+            condition = replace(condition, control=latents)
+        if references is not None:
+            images = references.unsqueeze(2) if isinstance(references, Tensor) else self.image_clips(references)
+            pixels = self.video_tensor(images).to(self._execution_device, self.video_tokenizer.dtype)
+            condition = self.transformer.with_references(condition, self.video_tokenizer.encode(pixels))
+        return condition
+
+    def image_clips(self, images: Any) -> Tensor:
+        """PIL or NumPy images as videos of one frame, `r 3 1 h w`."""
+        return self.video_processor.preprocess_video(images)[0].transpose(0, 1).unsqueeze(2)
 
     def unknown_tokens(self, condition: Condition, batch: int, size: VideoSize) -> Tensor:
         """`b n` bool: the tokens to generate."""

@@ -1,6 +1,7 @@
 """One training step of a generator: latents of clips under their text and, sometimes, their first frames."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -97,5 +98,6 @@ class GeneratorStep(TrainingStep):
 
     def _save_adapted(self, folder: Path) -> None:
         components = {**self.pipeline.components, "transformer": merged(self.transformer)}
-        type(self.pipeline)(**components, defaults=self.pipeline.config.defaults).save_pretrained(folder)
+        kind: Any = type(self.pipeline)
+        kind(**components, defaults=self.pipeline.config.defaults).save_pretrained(folder)
         self.pipeline.save_lora_weights(folder)
