@@ -300,7 +300,7 @@ def test_a_llama_pipeline_saves_and_loads(tmp_path):
     preset: Any = PIPELINE_PRESETS["par"].tiny()
     pipe = preset.build(tokenizer(), WordTextEncoder(width=16, layers=1, heads=2, buckets=64))
     pipe.save_pretrained(tmp_path)
-    again = vidgen.load(tmp_path)
+    again: Any = vidgen.load(tmp_path)
     for one in (pipe, again):
         one.set_progress_bar_config(disable=True)
     frames = [one("a", generator=seeded([0])[0], output_type="pt").frames for one in (pipe, again)]

@@ -172,10 +172,10 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         self.scheduler.set_timesteps(len(order.sizes), device=device, sizes=order.sizes)
         self._num_timesteps = len(order.sizes)
         count = unknown.shape[1]
-        caches, caches_without = (
-            self.transformer.empty_caches(batch, count, states=0 if states is None else states.shape[1])
-            for states in (prompt_embeds, negative_prompt_embeds)
-        )
+        caches = self.transformer.empty_caches(batch, count, states=prompt_embeds.shape[1])
+        caches_without = None
+        if negative_prompt_embeds is not None:
+            caches_without = self.transformer.empty_caches(batch, count, states=negative_prompt_embeds.shape[1])
         sample = given[:, :0]
 
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
