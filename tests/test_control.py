@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from test_pipelines import TEXT, clip, distance, each_family, latents_of, seed
+from test_training_generator import tiny_pipeline, tiny_run
 from tiny_models import pipeline, shake, tokenizer
 from torch import Tensor
 
@@ -12,6 +13,7 @@ import vidgen
 from vidgen.conditioning import Condition, WordTextEncoder, edges
 from vidgen.nn.random import seeded
 from vidgen.pipelines.presets import PIPELINE_PRESETS
+from vidgen.training import train_generator
 
 FAMILIES = ("masked", "diffusion", "autoregressive", "llama")
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -91,6 +93,21 @@ def test_control_and_references_are_saved_and_loaded(family, tmp_path):
     again.set_progress_bar_config(disable=True)
     told = {"control_video": sketch(), "reference_images": clip()[0].transpose(0, 1)[:2]}
     assert torch.equal(latents_of(again, **told).tokens, latents_of(pipe, **told).tokens)
+
+
+def test_a_run_trains_a_control_branch_on_edges_and_nothing_else(tmp_path):
+    base = tiny_pipeline("masked")
+    before = {name: weight.clone() for name, weight in base.transformer.state_dict().items()}
+    run = tiny_run(tmp_path, control_layers=1, known_frames=0.0)
+    trained: Any = vidgen.load(train_generator(run, pipeline=base))
+    after = trained.transformer.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert after["control_branch.to_features.weight"].abs().max() > 0
+
+
+def test_a_control_branch_is_not_trained_on_encoded_clips(tmp_path):
+    with pytest.raises(ValueError, match="trained on pixels"):
+        tiny_run(tmp_path, control_layers=1, cached_clips=4)
 
 
 # ---------------------------------------------------------------------------------------------- the reference images

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidgen.conditioning import Condition, TextStates, TokenState, known_prefix
+from vidgen.conditioning import Condition, TextStates, TokenState, edges, known_prefix
 from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
@@ -36,13 +36,19 @@ class GeneratorStep(TrainingStep):
         self.transformer = pipeline.transformer
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
-        self.drop_text, self.known_frames = drop_text, known_frames
+        self.drop_text, self.known_frames, self.is_controlled = drop_text, known_frames, False
         pipeline.set_progress_bar_config(disable=True)
 
     def adapt(self, rank: int) -> None:
         """Train LoRA adapters alone."""
         self.requires_grad_(False)
         add_lora(self.transformer, rank)
+
+    def add_control(self, layers: int) -> None:
+        """Train a new control branch alone, on the edges of the clips."""
+        self.requires_grad_(False)
+        self.transformer.add_control(layers)
+        self.is_controlled = True
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents = self.latents(batch)
@@ -70,7 +76,8 @@ class GeneratorStep(TrainingStep):
         if "text" in batch:
             return Condition(batch["text"], batch["text_mask"])
         text: TextStates = self.pipeline.text_encoder.encode(batch["caption"])
-        return Condition(text.states, text.mask)
+        control = self.latents({"video": edges(batch["video"])}) if self.is_controlled else None
+        return Condition(text.states, text.mask, control=control)
 
     def random_prefix(self, latents: Latents, generators: Generators) -> Tensor:
         """`b n` states: for a share of the samples the first 1…t-1 frames are known, for the others none."""
