@@ -165,7 +165,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
         )
         if strength is not None and video is not None:
-            latents = first_tokens(self.clean_tokens(video, size, batch), strength)
+            clean = self.encode_whole(video, size, batch)
+            latents = first_tokens(clean.tokens if clean.ids is None else clean.ids, strength)
         given, unknown = self.prepare_latents(latents, condition, self.unknown_tokens(condition, batch, size))
         given, unknown = given[:, order.tokens], unknown[:, order.tokens]
         limits = self.transformer.limits(inputs["coordinates"])

@@ -264,15 +264,17 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
         device = self._execution_device
         return known.repeat_interleave(repeats, 0).to(device), where.repeat_interleave(repeats, 0).to(device)
 
-    def clean_tokens(self, video: VideoInput, size: VideoSize, count: int) -> Tensor:
-        """Ids `b n q` or reals `b n c` of a video of exactly `size`, for each of `count` videos to make."""
+    def encode_whole(self, video: VideoInput, size: VideoSize, count: int) -> Latents:
+        """Latents of a video of exactly `size`, for each of `count` videos to make."""
         known = self.prepare_known(video, None, size, count)
         assert known is not None
-        if not known[1].all():
-            raise ValueError(f"a video to edit must have all {size[0]} frames; give num_frames as many as it has")
+        pixels, where = known
+        if not where.all():
+            raise ValueError(
+                f"a video to edit or to follow must have all {size[0]} frames; give num_frames as many as it has"
+            )
         bring_onto_device(self.video_tokenizer)
-        latents = self.video_tokenizer.encode(known[0].to(self.video_tokenizer.dtype))
-        return latents.tokens if latents.ids is None else latents.ids
+        return self.video_tokenizer.encode(pixels.to(self.video_tokenizer.dtype))
 
     def video_tensor(self, video: VideoInput) -> Tensor:
         """`b 3 t h w` in [-1, 1] from such a tensor (a missing batch axis is added), or frames as PIL or NumPy.
@@ -307,15 +309,11 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
         self, condition: Condition, control: VideoInput | None, references: VideoInput | None, size: VideoSize
     ) -> Condition:
         """The condition with a control video and reference images (`r 3 h w`, or such frames), which serve all."""
-        bring_onto_device(self.video_tokenizer)
         if control is not None:
-            pixels, where = self.prepare_known(control, None, size, len(condition.states)) or (None, None)
-            if pixels is None or where is None or not where.all():
-                raise ValueError(f"a control video must have all {size[0]} frames; give num_frames as many as it has")
-            latents = self.video_tokenizer.encode(pixels.to(self.video_tokenizer.dtype))
-            condition = replace(condition, control=latents)
+            condition = replace(condition, control=self.encode_whole(control, size, len(condition.states)))
         if references is not None:
             images = references.unsqueeze(2) if isinstance(references, Tensor) else self.image_clips(references)
+            bring_onto_device(self.video_tokenizer)
             pixels = self.video_tensor(images).to(self._execution_device, self.video_tokenizer.dtype)
             condition = self.transformer.with_references(condition, self.video_tokenizer.encode(pixels))
         return condition

@@ -160,9 +160,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         steps = self.default("num_inference_steps", num_inference_steps, 30)
         levels = self.set_levels(steps, device, first=1.0 if strength is None else strength)
         if strength is not None and video is not None:
-            tokens = self.clean_tokens(video, size, batch)
-            clean = tokens if tokens.is_floating_point() else self.video_tokenizer.reals_from_ids(tokens, size)
-            sample = partly_noised(clean, sample, levels[0])
+            sample = partly_noised(self.encode_whole(video, size, batch).tokens, sample, levels[0])
         self._num_timesteps = len(self.scheduler.timesteps)
 
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]

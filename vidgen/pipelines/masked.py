@@ -159,7 +159,8 @@ class MaskedVideoPipeline(VideoPipeline):
 
         unknown = self.unknown_tokens(condition, batch, size)
         if strength is not None and video is not None:
-            latents = remasked(self.clean_tokens(video, size, batch), strength, generators)
+            clean = self.encode_whole(video, size, batch)
+            latents = remasked(clean.tokens if clean.ids is None else clean.ids, strength, generators)
         sample = self.prepare_latents(latents, condition, unknown)
         unknown = masked = undecided(sample)
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p)
