@@ -210,8 +210,9 @@ def test_no_file_is_named_after_nothing():
         assert not words & {"utils", "util", "helpers", "helper", "misc", "manager", "common"}, path
 
 
-def test_self_attention_goes_through_attention3d_alone():
-    """Cross-attention to a condition has a mask for each sample and no grid, so it is no pattern: one class has it."""
+def test_attention_over_a_grid_goes_through_attention3d_alone():
+    """No pattern of a grid: masks that differ between samples (conditions of different lengths, tokens that are
+    encoded already) or from step to step (the filled part of a static cache). Those classes are listed."""
     calls = {"scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward", "flex_attention"}
     found = set()
     for path in library_files():
@@ -224,7 +225,12 @@ def test_self_attention_goes_through_attention3d_alone():
                 alias.name for node in ast.walk(scope) if isinstance(node, ast.ImportFrom) for alias in node.names
             }
             found |= {(module_name(path), getattr(scope, "name", "module")) for _ in calls & names}
-    assert found == {("vidgen.nn.transformer", "CrossAttention")}
+    assert found == {
+        ("vidgen.nn.transformer", "CrossAttention"),
+        ("vidgen.nn.joint_transformer", "JointAttention"),
+        ("vidgen.generators.masked_efficient", "SparseBlock"),
+        ("vidgen.nn.llama", "LlamaAttention"),
+    }
 
 
 def test_nothing_loads_pickles():

@@ -19,6 +19,7 @@ PUBLISHED = {
     "recon.tokenbench": "4424813eeaf98b7a",
     "recon.bsq": "8036abac73d67455",
     "recon.omnitokenizer": "95d3930680d1e374",
+    "rd.v1": "6671e83ccd759835",
     "recon.opensoraplan": "3d5bef9596deaf71",
 }
 

@@ -255,6 +255,8 @@ def test_guidance_ends_at_its_share_of_the_sequence():
     scheduler = AutoregressiveScheduler(guidance_until=0.5)
     scheduler.set_timesteps(10)
     assert [scheduler.guidance_at(position, 3.0) for position in (0, 4, 5, 9)] == [3.0, 3.0, 1.0, 1.0]
+    scheduler.register_to_config(guidance_from=0.2)
+    assert [scheduler.guidance_at(position, 3.0) for position in (1, 2, 4, 5)] == [1.0, 3.0, 3.0, 1.0]
     with pytest.raises(ValueError, match="guidance_until"):
         AutoregressiveScheduler(guidance_until=2.0)
 

@@ -29,6 +29,7 @@ class Condition:
         known: tokens of the condition video at ALL positions (unknown pixels filled in), or `None`.
         token_state: `b n` long of `TokenState`, present exactly with `known`. KNOWN tokens are never changed.
         task: `b` long, index into `TASK_NAMES` (-1 = none was named), or `None` = no sample has one.
+        control: tokens of a control video at ALL positions, or `None`.
     """
 
     states: Tensor
@@ -37,6 +38,7 @@ class Condition:
     known: Latents | None = None
     token_state: Tensor | None = None
     task: Tensor | None = None
+    control: Latents | None = None
 
     def __post_init__(self) -> None:
         if (self.known is None) != (self.token_state is None):

@@ -3,6 +3,7 @@
 from vidgen.generators.autoregressive import AutoregressiveTransformer
 from vidgen.generators.base import Generator
 from vidgen.generators.diffusion import DiffusionTransformer
+from vidgen.generators.llama import LlamaTransformer
 from vidgen.generators.masked import MaskedTransformer
 from vidgen.generators.masked_efficient import EfficientMaskedTransformer
 from vidgen.generators.masked_prefix import PrefixMaskedTransformer
@@ -12,6 +13,7 @@ __all__ = [
     "DiffusionTransformer",
     "EfficientMaskedTransformer",
     "Generator",
+    "LlamaTransformer",
     "MaskedTransformer",
     "PrefixMaskedTransformer",
 ]

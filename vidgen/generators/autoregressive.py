@@ -7,19 +7,17 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from torch import Tensor, nn
 
-from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.heads import build_head
+from vidgen.generators.sequence import AutoregressiveGenerator
 from vidgen.kernels import AttentionSpec
-from vidgen.latents import Latents, LatentSpec
+from vidgen.latents import LatentSpec
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
-from vidgen.nn.random import Generators
 from vidgen.nn.transformer import KeyValueCache, TransformerBlock
 
 
-class AutoregressiveTransformer(Generator, ConfigMixin):
+class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
     """Causal transformer over the tokens of any spec, in the order of the spec.
 
     Each position holds the token before it and is told the place of the token that it predicts.
@@ -29,6 +27,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         text_width: length of the condition states.
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -45,6 +44,8 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         heads: int = 8,
         expansion: float = 4.0,
         token_weight: float = 0.5,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -59,6 +60,10 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         )
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def forward(
         self,
@@ -68,6 +73,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        control: Tensor | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
         """Hidden states `b m d` for `proj_out`, at m consecutive positions.
@@ -78,6 +84,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
             coordinates: `m 5`, places of the tokens to predict.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b m l`.
             known_tokens, token_state: encoded condition video `b m c` and its states `b m`, at the same positions.
+            control: features `b m d` of the control branch at the same positions.
             caches: one for each block, holding all positions before these; `None` = the positions start the sequence.
         """
         batch, count = encoder_hidden_states.shape[0], coordinates.shape[0]
@@ -87,6 +94,8 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
         x = x + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + self.known_embedding(known_tokens, token_state)
+        if control is not None:
+            x = x + control
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         before = 0 if caches is None else caches[0].filled
@@ -96,17 +105,7 @@ class AutoregressiveTransformer(Generator, ConfigMixin):
             x = block(x, states, mask, pattern, turns, None if caches is None else caches[index])
         return self.norm_out(x)
 
-    def empty_caches(self, batch: int, length: int) -> list[KeyValueCache]:
+    def empty_caches(self, batch: int, length: int, *, states: int = 0) -> list[KeyValueCache]:
         """Caches for sequences of `length` tokens, one for each block."""
         like, channels = self.start, self.config.width // self.heads
         return [KeyValueCache.empty(batch, self.heads, length, channels, like=like) for _ in self.transformer_blocks]
-
-    def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
-        target = latents.tokens if latents.ids is None else latents.ids
-        coordinates = latents.spec.coordinates(latents.size).to(target.device)
-        hidden = self(target[:, :-1], coordinates, **self.condition_inputs(condition, coordinates))
-        weights = token_weights(latents, self.config.token_weight)
-        if condition.token_state is not None:
-            weights = weights * (condition.token_state != TokenState.KNOWN)
-        loss = self.proj_out.loss(hidden, target, generators=generators)
-        return {"next_token": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}

@@ -1,25 +1,31 @@
 """The interface of every generator: latents and a condition in, losses out; sampling is the pipelines' loop."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from vidgen.conditioning import Condition
+from vidgen.generators.control import ControlBranch, ReferenceEmbedding
 from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.random import Generators
 
 
-class Generator(ModelMixin, ConfigMixin, ABC):
+class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
     """A network over the tokens of one spec.
 
     `forward` takes and gives plain tensors, as diffusers' mixins and hooks need.
     """
 
     spec: LatentSpec
+    heads: int
+    control_branch: ControlBranch
+    reference_embedding: ReferenceEmbedding
 
     @abstractmethod
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
@@ -36,12 +42,43 @@ class Generator(ModelMixin, ConfigMixin, ABC):
     def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
         """The condition as the keyword arguments that every generator's `forward` takes."""
         known = condition.known
-        return {
+        inputs = {
             "encoder_hidden_states": condition.states,
             "encoder_attention_mask": condition.mask_for(coordinates[:, 2]),
             "known_tokens": None if known is None else known.tokens,
             "token_state": condition.token_state,
         }
+        if condition.control is not None:
+            if not self.config.control_layers:
+                raise ValueError("this generator has no control branch; give it one with add_control() and train it")
+            inputs["control"] = self.control_branch(condition.control.tokens.to(self.dtype), coordinates)
+        return inputs
+
+    def add_control(self, layers: int = 2) -> None:
+        """Give the generator a `ControlBranch`, which changes nothing until it is trained."""
+        self.control_branch = ControlBranch(self.spec, self.config.width, self.heads, layers=layers).to(
+            self.device, self.dtype
+        )
+        self.register_to_config(control_layers=layers)
+
+    def add_references(self) -> None:
+        """Let the generator take reference images; its weights for them have to be trained."""
+        self.reference_embedding = ReferenceEmbedding(self.spec, self.config.text_width).to(self.device, self.dtype)
+        self.register_to_config(has_references=True)
+
+    def with_references(self, condition: Condition, references: Latents) -> Condition:
+        """The condition with the images `references` (r videos of one frame) as more states, for all samples."""
+        if not self.config.has_references:
+            raise ValueError("this generator takes no reference images; let it with add_references() and train it")
+        coordinates = references.spec.coordinates(references.size).to(condition.states.device)
+        states = self.reference_embedding(references.tokens.to(condition.states), coordinates)
+        states = states.expand(len(condition.states), -1, -1)
+        frames = condition.frames
+        if frames is not None:
+            always = torch.tensor([0, torch.iinfo(torch.long).max], device=frames.device)
+            frames = torch.cat([frames, always.expand(*states.shape[:2], 2)], dim=1)
+        mask = torch.cat([condition.mask, condition.mask.new_ones(states.shape[:2])], dim=1)
+        return replace(condition, states=torch.cat([condition.states, states], dim=1), mask=mask, frames=frames)
 
     def limits(self, coordinates: Tensor) -> Tensor | None:
         """Codebook sizes at each token, `n q`, where the parts differ; else `None`."""

@@ -44,6 +44,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             `DDPMScheduler` for those two; shift_base_tokens: of `FlowObjective`.
         level_frames: latent frames that share a noise level in training (Diffusion Forcing, arXiv 2407.01392);
             0 = the whole clip.
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -71,6 +72,8 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         noise_schedule: dict[str, Any] | None = None,
         shift_base_tokens: int = 0,
         level_frames: int = 0,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -118,6 +121,10 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         for layer in (*maps, self.modulation_out, self.proj_out):  # adaLN-zero: blocks start as nothing
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def forward(
         self,
@@ -129,6 +136,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
         cache: FrameCache | None = None,
+        control: Tensor | None = None,
     ) -> Tensor:
         """The objective's target for each token, by default the velocity ε - x: `b n c`.
 
@@ -141,6 +149,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
             cache: clean frames before these tokens, which are then the frames that follow; needs frame-causal
                 attention.
+            control: features `b n d` of the control branch.
         """
         level = timestep / LEVELS
         x, patches = hidden_states, self.patches
@@ -155,6 +164,8 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         x = self.proj_in(patches.fold(x, grid)) + self.place_embedding(patches.coordinates(coordinates, grid))
         if known_tokens is not None:
             x = x + patches.mean(self.known_embedding(known_tokens, token_state), grid)
+        if control is not None:
+            x = x + patches.mean(control, grid)
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         if mask.ndim == 3:
             folded_mask = patches.mean(mask.to(x.dtype), grid)

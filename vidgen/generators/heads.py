@@ -75,17 +75,24 @@ class CategoricalHead(Head):
         digits, log_probability = [], torch.zeros(hidden.shape[:2], device=hidden.device)
         for cond, uncond in zip(conditional, unconditional, strict=True):
             logits = cond if uncond_hidden is None else uncond + guidance * (cond - uncond)
-            if limits is not None:
-                allowed = self.digits.allowed(digits, limits)
-                beyond = torch.arange(logits.shape[-1], device=logits.device) >= allowed[..., None]
-                logits = logits.masked_fill(beyond, float("-inf"))
-            logits = rule.filter(logits)
-            noise = gumbel(logits.shape, generators, like=logits) if rule.temperature > 0 else 0.0
-            digit = (logits + noise).argmax(dim=-1)
+            allowed = None if limits is None else self.digits.allowed(digits, limits)
+            digit, chosen = draw_digit(logits, allowed, generators=generators, rule=rule)
             digits.append(digit)
-            chosen = logits.log_softmax(dim=-1).gather(-1, digit.unsqueeze(-1)).squeeze(-1)
             log_probability = log_probability + chosen
         return self.digits.join(digits), log_probability
+
+
+def draw_digit(
+    logits: Tensor, allowed: Tensor | None, *, generators: Generators, rule: SamplingRule
+) -> tuple[Tensor, Tensor]:
+    """A digit `b n` by `rule` from logits `b n size`, below `allowed` (`n` or `b n`), and its log-probability."""
+    if allowed is not None:
+        beyond = torch.arange(logits.shape[-1], device=logits.device) >= allowed[..., None]
+        logits = logits.masked_fill(beyond, float("-inf"))
+    logits = rule.filter(logits)
+    noise = gumbel(logits.shape, generators, like=logits) if rule.temperature > 0 else 0.0
+    digit = (logits + noise).argmax(dim=-1)
+    return digit, logits.log_softmax(dim=-1).gather(-1, digit.unsqueeze(-1)).squeeze(-1)
 
 
 class FlowHead(Head):

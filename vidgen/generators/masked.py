@@ -39,6 +39,7 @@ class MaskedTransformer(Generator, ConfigMixin):
             axis; () = all tokens. MaskViT (arXiv 2206.11894) takes turns between single frames and tall windows.
         self_critic_weight: above 0, a head learns to tell the network's own drawings from true tokens (Phenaki,
             arXiv 2210.02399; Token-Critic, arXiv 2209.04439), and the sampler masks what it doubts.
+        control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
@@ -61,6 +62,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         reconstruction_weight: float = 0.0,
         windows: Sequence[Sequence[int]] = (),
         self_critic_weight: float = 0.0,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec.from_json(latent_spec)
@@ -80,6 +83,10 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
         self.to_realness = nn.Linear(width, 1) if self_critic_weight > 0 else None
+        if control_layers:
+            self.add_control(control_layers)
+        if has_references:
+            self.add_references()
 
     def build_block(self, width: int, heads: int, *, expansion: float) -> nn.Module:
         return TransformerBlock(width, heads, expansion=expansion)
@@ -94,6 +101,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
         task: Tensor | None = None,
+        control: Tensor | None = None,
     ) -> Tensor:
         """Hidden states `b n d` for `proj_out`.
 
@@ -104,8 +112,9 @@ class MaskedTransformer(Generator, ConfigMixin):
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l` or `b n l`.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
             task: `b` long, which task each sample is.
+            control: features `b n d` of the control branch.
         """
-        x = self.embed(tokens, masked, coordinates, known_tokens, token_state)
+        x = self.embed(tokens, masked, coordinates, known_tokens, token_state, control)
         states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
         return self.norm_out(self.trunk(x, states, mask, coordinates))
 
@@ -116,11 +125,14 @@ class MaskedTransformer(Generator, ConfigMixin):
         coordinates: Tensor,
         known_tokens: Tensor | None,
         token_state: Tensor | None,
+        control: Tensor | None,
     ) -> Tensor:
-        """Tokens or the mask's vector, with their places and what is known there: `b n d`."""
+        """Tokens or the mask's vector, with their places, what is known there and what steers them: `b n d`."""
         x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
         x = x + self.place_embedding(coordinates)
-        return x if known_tokens is None else x + self.known_embedding(known_tokens, token_state)
+        if known_tokens is not None:
+            x = x + self.known_embedding(known_tokens, token_state)
+        return x if control is None else x + control
 
     def told(self, states: Tensor, mask: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
         """The condition states with those for "nothing was said" and the task in front, and who sees them."""

@@ -106,6 +106,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
         reconstruction_weight: float = 0.0,
         self_critic_weight: float = 0.0,
         decoder_layers: int = 2,
+        control_layers: int = 0,
+        has_references: bool = False,
     ) -> None:
         super().__init__(
             latent_spec,
@@ -120,6 +122,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
             refine_weight=refine_weight,
             reconstruction_weight=reconstruction_weight,
             self_critic_weight=self_critic_weight,
+            control_layers=control_layers,
+            has_references=has_references,
         )
         self.norm_encoded = RMSNorm(width)
         self.decoder_blocks = nn.ModuleList(
@@ -139,6 +143,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
         task: Tensor | None = None,
+        control: Tensor | None = None,
         earlier: Tensor | None = None,
         memory: EncodedTokens | None = None,
     ) -> Tensor:
@@ -148,7 +153,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
             earlier: `b n` bool, visible tokens that are encoded before the others and without them.
             memory: of the same video and condition at earlier steps; what has been encoded is not encoded again.
         """
-        x = self.embed(tokens, masked, coordinates, known_tokens, token_state)
+        x = self.embed(tokens, masked, coordinates, known_tokens, token_state, control)
         states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         memory = EncodedTokens() if memory is None else memory

@@ -1,4 +1,4 @@
-"""Video from an autoregressive transformer: one token after the other, with cached keys and values."""
+"""Video from an autoregressive transformer: one token (or group) after the other, with cached keys and values."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  
 from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
-from vidgen.generators import AutoregressiveTransformer
+from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.editing import check_strength, first_tokens
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
@@ -31,7 +33,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         self,
         video_tokenizer: Tokenizer,
         text_encoder: TextEncoder,
-        transformer: AutoregressiveTransformer,
+        transformer: AutoregressiveGenerator,
         scheduler: AutoregressiveScheduler,
         defaults: dict[str, Any] | None = None,
     ) -> None:
@@ -68,6 +70,10 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         latents_path: str | Path | None = None,
+        strength: float | None = None,
+        control_video: VideoInput | None = None,
+        reference_images: VideoInput | None = None,
+        class_label: int | list[int] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -75,7 +81,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         """Make videos.
 
         Args:
-            prompt: what to show, one or many.
+            prompt: what to show, one or many; or a timeline for one video, `[(0, "…"), (24, "…")]`: each prompt holds
+                from its frame to the next one's.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: Euler steps of a flow head, 16 by default; ids take one step a token and ignore it.
@@ -93,6 +100,11 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
+            class_label: number of the class in place of a prompt, one or many.
+            control_video: depth, edges or a sketch of all frames, for a transformer with a control branch.
+            reference_images: `r 3 h w` in [-1, 1] or PIL images of what to show, for a transformer that takes them.
+            strength: edit the video: this share of its tokens, the last ones, is made anew. Pixels that a mask says
+                are known stay.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
@@ -105,6 +117,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             self.default("height", height, 64),
             self.default("width", width, 64),
         )
+        if class_label is not None:
+            prompt = self.class_prompt(class_label, prompt)
         self.check_inputs(
             prompt,
             negative_prompt,
@@ -121,6 +135,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             generator,
             latents_path,
         )
+        check_strength(strength, video, latents)
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 2.0)
         self._interrupt = False
         device = self._execution_device
@@ -138,52 +153,60 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         )
         batch = prompt_embeds.shape[0]
         generators = self.prepare_generators(generator, batch)
-        known = self.prepare_known(video, mask, size, batch)
+        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition = self.steer(condition, control_video, reference_images, size)
+        prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
-        inputs = self.transformer.condition_inputs(condition, coordinates)
+        order = self.transformer.order(coordinates)
+        inputs = self.transformer.sequence_inputs(condition, coordinates, order)
 
-        unknown = self.unknown_tokens(condition, batch, size)
         rule = SamplingRule(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
         )
+        if strength is not None and video is not None:
+            clean = self.encode_whole(video, size, batch)
+            latents = first_tokens(clean.tokens if clean.ids is None else clean.ids, strength)
+        given, unknown = self.prepare_latents(latents, condition, self.unknown_tokens(condition, batch, size))
+        given, unknown = given[:, order.tokens], unknown[:, order.tokens]
+        limits = self.transformer.limits(inputs["coordinates"])
+        self.scheduler.set_timesteps(len(order.sizes), device=device, sizes=order.sizes)
+        self._num_timesteps = len(order.sizes)
         count = unknown.shape[1]
-        given, unknown = self.prepare_latents(latents, condition, unknown)
-        limits = self.transformer.limits(coordinates)
-        self.scheduler.set_timesteps(count, device=device)
-        self._num_timesteps = count
-        caches = self.transformer.empty_caches(batch, count)
-        caches_without = self.transformer.empty_caches(batch, count)
+        caches = self.transformer.empty_caches(batch, count, states=prompt_embeds.shape[1])
+        caches_without = None
+        if negative_prompt_embeds is not None:
+            caches_without = self.transformer.empty_caches(batch, count, states=negative_prompt_embeds.shape[1])
         sample = given[:, :0]
 
-        with self.progress_bar(total=count) as progress:  # pyright: ignore[reportCallIssue]
+        with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
-                previous = None if i == 0 else sample[:, i - 1 : i]
-                place = coordinates[i : i + 1]
-                here = at_position(inputs, i)
-                here["encoder_hidden_states"] = prompt_embeds
-                hidden = self.transformer(previous, place, **here, caches=caches)
+                start, end = sample.shape[1], sample.shape[1] + order.sizes[i]
+                previous = None if i == 0 else sample[:, start - order.sizes[i] : start]
+                here = {**at_positions(inputs, slice(start, end)), "encoder_hidden_states": prompt_embeds}
+                hidden = self.transformer(previous, **here, caches=caches)
                 without = None
                 if negative_prompt_embeds is not None:  # also while guidance is off: its cache must not have gaps
                     other = {**here, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(previous, place, **other, caches=caches_without)
+                    without = self.transformer(previous, **other, caches=caches_without)
                 prediction, _ = self.transformer.proj_out.sample(
                     hidden,
                     without,
-                    self.scheduler.guidance_at(i, self.guidance_scale) if self.do_classifier_free_guidance else 1.0,
+                    self.scheduler.guidance_at(start, self.guidance_scale) if self.do_classifier_free_guidance else 1.0,
                     generators=generators,
                     rule=rule,
-                    limits=None if limits is None else limits[i : i + 1],
+                    limits=None if limits is None else limits[start:end],
                 )
                 sample = self.scheduler.step(
-                    prediction, t, sample, given=given[:, i : i + 1], unknown=unknown[:, i : i + 1]
+                    prediction, t, sample, given=given[:, start:end], unknown=unknown[:, start:end]
                 ).prev_sample
                 if callback_on_step_end is not None:
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
@@ -193,6 +216,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
 
         self._current_timestep = None
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
+        sample = sample[:, order.positions]
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -215,14 +239,3 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         begun = torch.where(unknown[:, :first].unsqueeze(-1), latents, given[:, :first])
         given = torch.cat([begun, given[:, first:]], dim=1)
         return given, torch.cat([torch.zeros_like(unknown[:, :first]), unknown[:, first:]], dim=1)
-
-
-def at_position(inputs: dict[str, Any], position: int) -> dict[str, Any]:
-    """The condition's inputs at one position."""
-    here = dict(inputs)
-    for name in ("known_tokens", "token_state"):
-        if here[name] is not None:
-            here[name] = here[name][:, position : position + 1]
-    if here["encoder_attention_mask"].ndim == 3:
-        here["encoder_attention_mask"] = here["encoder_attention_mask"][:, position : position + 1]
-    return here

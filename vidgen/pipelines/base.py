@@ -1,6 +1,7 @@
 """What the three pipelines share: prompts, known pixels, sizes, noise, decoding. Each has its own step loop."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,17 +18,20 @@ from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
 from vidgen.nn.random import seeded
+from vidgen.pipelines.extension import LongVideo
+from vidgen.pipelines.lora import LoraVideo
 from vidgen.pipelines.output import Frames
+from vidgen.pipelines.timeline import Timeline, check_timeline, is_timeline, side_by_side
 from vidgen.tokenizers.base import Tokenizer
 
-Prompt = str | list[str]
+Prompt = str | list[str] | Timeline
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 VideoInput = Tensor | np.ndarray | list[Image] | list[list[Image]]
 
 
-class VideoPipeline(DiffusionPipeline):
+class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer"
@@ -71,11 +75,8 @@ class VideoPipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoPipeline":
         """As diffusers', which leaves components behind whose class is not exactly the annotated one."""
-        kept = {
-            name: pipeline.components[name]
-            for name in ("video_tokenizer", "text_encoder", "transformer")
-            if name not in kwargs
-        }
+        names = ["video_tokenizer", "text_encoder", *(["transformer"] if isinstance(pipeline, cls) else [])]
+        kept = {name: pipeline.components[name] for name in names if name not in kwargs}
         return super().from_pipe(pipeline, **kept, **kwargs)  # pyright: ignore[reportReturnType]
 
     # diffusers' properties
@@ -129,7 +130,10 @@ class VideoPipeline(DiffusionPipeline):
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
         for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            check_prompt(name, text)
+            if name == "prompt" and is_timeline(text):
+                check_timeline(text, size[0])
+            else:
+                check_prompt(name, text)
             if text is not None and self.text_encoder is None:
                 raise ValueError(f"this pipeline has no text encoder; give {name}_embeds instead of {name}")
         self._check_embeds("prompt", prompt_embeds, prompt_attention_mask)
@@ -224,7 +228,11 @@ class VideoPipeline(DiffusionPipeline):
             return TextStates(embeds.to(device, dtype), mask.to(device))
         assert prompt is not None
         bring_onto_device(self.text_encoder)
-        text = self.text_encoder.encode([prompt] if isinstance(prompt, str) else prompt)
+        if is_timeline(prompt):
+            text = side_by_side(self.text_encoder.encode([entry for _, entry in prompt]))
+        else:
+            texts: Any = [prompt] if isinstance(prompt, str) else prompt
+            text = self.text_encoder.encode(texts)
         return TextStates(text.states.to(device, dtype), text.mask.to(device))
 
     def prepare_generators(
@@ -266,6 +274,18 @@ class VideoPipeline(DiffusionPipeline):
         device = self._execution_device
         return known.repeat_interleave(repeats, 0).to(device), where.repeat_interleave(repeats, 0).to(device)
 
+    def encode_whole(self, video: VideoInput, size: VideoSize, count: int) -> Latents:
+        """Latents of a video of exactly `size`, for each of `count` videos to make."""
+        known = self.prepare_known(video, None, size, count)
+        assert known is not None
+        pixels, where = known
+        if not where.all():
+            raise ValueError(
+                f"a video to edit or to follow must have all {size[0]} frames; give num_frames as many as it has"
+            )
+        bring_onto_device(self.video_tokenizer)
+        return self.video_tokenizer.encode(pixels.to(self.video_tokenizer.dtype))
+
     def video_tensor(self, video: VideoInput) -> Tensor:
         """`b 3 t h w` in [-1, 1] from such a tensor (a missing batch axis is added), or frames as PIL or NumPy.
 
@@ -294,6 +314,23 @@ class VideoPipeline(DiffusionPipeline):
         bring_onto_device(self.video_tokenizer)
         latents, token_state = known_from_video(self.video_tokenizer, pixels, where)
         return Condition(states, mask, known=latents.to(self.transformer.dtype), token_state=token_state)
+
+    def steer(
+        self, condition: Condition, control: VideoInput | None, references: VideoInput | None, size: VideoSize
+    ) -> Condition:
+        """The condition with a control video and reference images (`r 3 h w`, or such frames), which serve all."""
+        if control is not None:
+            condition = replace(condition, control=self.encode_whole(control, size, len(condition.states)))
+        if references is not None:
+            images = references.unsqueeze(2) if isinstance(references, Tensor) else self.image_clips(references)
+            bring_onto_device(self.video_tokenizer)
+            pixels = self.video_tensor(images).to(self._execution_device, self.video_tokenizer.dtype)
+            condition = self.transformer.with_references(condition, self.video_tokenizer.encode(pixels))
+        return condition
+
+    def image_clips(self, images: Any) -> Tensor:
+        """PIL or NumPy images as videos of one frame, `r 3 1 h w`."""
+        return self.video_processor.preprocess_video(images)[0].transpose(0, 1).unsqueeze(2)
 
     def unknown_tokens(self, condition: Condition, batch: int, size: VideoSize) -> Tensor:
         """`b n` bool: the tokens to generate."""
@@ -388,6 +425,8 @@ def check_prompt(name: str, text: Prompt | None) -> None:
 def count_prompts(text: Prompt | None, embeds: Tensor | None) -> int:
     if embeds is not None:
         return len(embeds)
+    if is_timeline(text):
+        return 1
     return len(text) if isinstance(text, list) else 1
 
 

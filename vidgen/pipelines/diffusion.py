@@ -16,7 +16,10 @@ from vidgen.latents import VideoSize
 from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.random import Generators, randn
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.editing import check_strength
+from vidgen.pipelines.inversion import FlowInversion
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import denoising
 from vidgen.schedulers.guidance import Branch, Guidance
 from vidgen.schedulers.objectives import LEVELS, FlowObjective
@@ -25,7 +28,7 @@ from vidgen.tokenizers import Tokenizer
 TwoTexts = tuple[Tensor, Tensor | None]
 
 
-class DiffusionVideoPipeline(VideoPipeline):
+class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
     """Text to video by flow matching or denoising diffusion.
 
     Args:
@@ -81,11 +84,16 @@ class DiffusionVideoPipeline(VideoPipeline):
         latents_path: str | Path | None = None,
         guidance: Guidance | None = None,
         chunk_frames: int | None = None,
+        strength: float | None = None,
+        control_video: VideoInput | None = None,
+        reference_images: VideoInput | None = None,
+        class_label: int | list[int] | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
         Args:
-            prompt: what to show, one or many.
+            prompt: what to show, one or many; or a timeline for one video, `[(0, "…"), (24, "…")]`: each prompt holds
+                from its frame to the next one's.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: steps of the scheduler; 30 by default.
@@ -106,6 +114,11 @@ class DiffusionVideoPipeline(VideoPipeline):
             latents_path: write the latents to this file before they are decoded.
             chunk_frames: make this many latent frames at a time, each chunk from the clean ones before it (ViD-GPT);
                 needs a transformer with attention "frame-causal". The cost of a chunk is that of its own frames.
+            class_label: number of the class in place of a prompt, one or many.
+            control_video: depth, edges or a sketch of all frames, for a transformer with a control branch.
+            reference_images: `r 3 h w` in [-1, 1] or PIL images of what to show, for a transformer that takes them.
+            strength: edit the video: its tokens start at this noise level (before the scheduler's shift), or, of
+                samplers without noise levels, this share of the steps is taken. Pixels that a mask says are known stay.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -117,6 +130,8 @@ class DiffusionVideoPipeline(VideoPipeline):
             self.default("height", height, 64),
             self.default("width", width, 64),
         )
+        if class_label is not None:
+            prompt = self.class_prompt(class_label, prompt)
         self.check_inputs(
             prompt,
             negative_prompt,
@@ -133,6 +148,7 @@ class DiffusionVideoPipeline(VideoPipeline):
             generator,
             latents_path,
         )
+        check_strength(strength, video, None)
         if guidance is None:
             guidance = Guidance(scale=self.default("guidance_scale", guidance_scale, 3.0))
         elif guidance_scale is not None:
@@ -154,16 +170,20 @@ class DiffusionVideoPipeline(VideoPipeline):
         )
         batch = prompt_embeds.shape[0]
         generators = self.prepare_generators(generator, batch)
-        known = self.prepare_known(video, mask, size, batch)
+        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition = self.steer(condition, control_video, reference_images, size)
+        prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
 
         noise = self.prepare_latents(latents, size, generators)
         steps = self.default("num_inference_steps", num_inference_steps, 30)
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        shift = self.resolution_shift(noise.shape[1])
-        self._num_timesteps = len(denoising.start(self.scheduler, steps, shift=shift, device=device))
+        begin = {"shift": self.resolution_shift(noise.shape[1]), "device": device, "first": strength or 1.0}
+        self._num_timesteps = len(denoising.start(self.scheduler, steps, **begin))
+        edited = None if strength is None or video is None else self.encode_whole(video, size, batch).tokens
         chunks = self.chunks(size, chunk_frames)
         caches: dict[Branch, FrameCache | None] = dict.fromkeys(guidance.all_branches)
         if chunk_frames is not None:
@@ -175,8 +195,10 @@ class DiffusionVideoPipeline(VideoPipeline):
             for chunk in chunks:
                 here = coordinates[chunk]
                 inputs = part_of(self.transformer.condition_inputs(condition, coordinates), chunk)
-                sample = denoising.first_noise(self.scheduler, noise[:, chunk])
-                timesteps = denoising.start(self.scheduler, steps, shift=shift, device=device)
+                timesteps = denoising.start(self.scheduler, steps, **begin)
+                sample = denoising.first_sample(
+                    self.scheduler, noise[:, chunk], timesteps, edited=None if edited is None else edited[:, chunk]
+                )
                 if len(chunks) > 1 and is_known(inputs):
                     timesteps = timesteps[:0]
                 levels = (timesteps / LEVELS).tolist()
@@ -279,8 +301,8 @@ def branch_inputs(inputs: dict[str, Any], branch: Branch, texts: TwoTexts, masks
 def part_of(inputs: dict[str, Any], tokens: slice) -> dict[str, Any]:
     """The inputs for some of the tokens: what is `b n …` is cut, text for all tokens is not."""
     part = dict(inputs)
-    for name in ("known_tokens", "token_state"):
-        part[name] = None if part[name] is None else part[name][:, tokens]
+    for name in ("known_tokens", "token_state", "control"):
+        part[name] = None if part.get(name) is None else part[name][:, tokens]
     if part["encoder_attention_mask"].ndim == 3:
         part["encoder_attention_mask"] = part["encoder_attention_mask"][:, tokens]
     return part

@@ -13,7 +13,9 @@ from vidgen.conditioning.tasks import check_task
 from vidgen.generators import MaskedTransformer
 from vidgen.latents import VideoSize
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.editing import check_strength, remasked
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import MaskScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
@@ -70,6 +72,9 @@ class MaskedVideoPipeline(VideoPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         latents_path: str | Path | None = None,
+        strength: float | None = None,
+        control_video: VideoInput | None = None,
+        reference_images: VideoInput | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -79,7 +84,8 @@ class MaskedVideoPipeline(VideoPipeline):
         """Make videos.
 
         Args:
-            prompt: what to show, one or many.
+            prompt: what to show, one or many; or a timeline for one video, `[(0, "…"), (24, "…")]`: each prompt holds
+                from its frame to the next one's.
             negative_prompt: what guidance steers away from; without it, away from "no text".
             height, width, num_frames: of the videos, exactly; by default those that the model was trained on.
             num_inference_steps: decoding steps; 12 by default.
@@ -97,6 +103,10 @@ class MaskedVideoPipeline(VideoPipeline):
             callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
             latents_path: write the latents to this file before they are decoded.
+            control_video: depth, edges or a sketch of all frames, for a transformer with a control branch.
+            reference_images: `r 3 h w` in [-1, 1] or PIL images of what to show, for a transformer that takes them.
+            strength: edit the video: this share of its tokens, drawn at random, is made anew. Pixels that a mask says
+                are known stay.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
             class_label: number of the class in place of a prompt, one or many.
             task: one of `TASK_NAMES`, which a network trained on tasks is told. Of a `video` with all frames and
@@ -132,6 +142,7 @@ class MaskedVideoPipeline(VideoPipeline):
             generator,
             latents_path,
         )
+        check_strength(strength, video, latents)
         self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
         self._interrupt = False
         device = self._execution_device
@@ -149,13 +160,19 @@ class MaskedVideoPipeline(VideoPipeline):
         )
         batch = prompt_embeds.shape[0]
         generators = self.prepare_generators(generator, batch)
-        known = self.prepare_known(video, mask, size, batch)
+        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
+        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition = self.steer(condition, control_video, reference_images, size)
+        prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
         unknown = self.unknown_tokens(condition, batch, size)
+        if strength is not None and video is not None:
+            clean = self.encode_whole(video, size, batch)
+            latents = remasked(clean.tokens if clean.ids is None else clean.ids, strength, generators)
         sample = self.prepare_latents(latents, condition, unknown)
         unknown = masked = undecided(sample)
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p)

@@ -11,6 +11,7 @@ from vidgen.generators import (
     DiffusionTransformer,
     EfficientMaskedTransformer,
     Generator,
+    LlamaTransformer,
     MaskedTransformer,
     PrefixMaskedTransformer,
 )
@@ -28,6 +29,7 @@ FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
     PrefixMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     DiffusionTransformer: (DiffusionVideoPipeline, FlowMatchEulerDiscreteScheduler),
     AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
+    LlamaTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
 }
 
 

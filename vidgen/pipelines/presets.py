@@ -1,6 +1,7 @@
-"""Named pipelines: which tokenizer, which generator, which text encoder, and the defaults of a call."""
+"""Named pipelines: those of the built-in models, and one for each published system."""
 
 from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
+from vidgen.pipelines.autoregressive_presets import AUTOREGRESSIVE_PRESETS
 from vidgen.pipelines.diffusion_presets import DIFFUSION_PRESETS
 from vidgen.pipelines.masked_presets import MASKED_PRESETS
 from vidgen.pipelines.preset import PipelinePreset
@@ -66,4 +67,5 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
     ),
     **MASKED_PRESETS,
     **DIFFUSION_PRESETS,
+    **AUTOREGRESSIVE_PRESETS,
 }

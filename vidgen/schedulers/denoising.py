@@ -21,19 +21,34 @@ def check_prediction(scheduler: Any, prediction_type: str) -> None:
         )
 
 
-def start(scheduler: Any, steps: int, *, shift: float, device: torch.device) -> Tensor:
-    """The timesteps of a new run; `shift` of the noise levels is for Euler steps, on top of the scheduler's own."""
+def start(scheduler: Any, steps: int, *, shift: float, device: torch.device, first: float = 1.0) -> Tensor:
+    """The timesteps of a new run.
+
+    Args:
+        shift: of the noise levels of Euler steps, on top of the scheduler's own.
+        first: noise level to begin with, before it is shifted; of other samplers the last share of their steps.
+    """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        levels = shifted(torch.linspace(1.0, 1.0 / steps, steps), shift)
+        levels = shifted(torch.linspace(first, first / steps, steps), shift)
         scheduler.set_timesteps(sigmas=levels.tolist(), device=device)
         return torch.as_tensor(scheduler.timesteps)
     scheduler.set_timesteps(steps, device=device)
-    return scheduler.timesteps
+    skipped = int((1 - first) * len(scheduler.timesteps))
+    if skipped and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    return scheduler.timesteps[skipped:]
 
 
-def first_noise(scheduler: Any, noise: Tensor) -> Tensor:
-    """Unit noise as loud as the scheduler starts with."""
-    return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching's schedulers have no such number
+def first_sample(scheduler: Any, noise: Tensor, timesteps: Tensor, *, edited: Tensor | None) -> Tensor:
+    """What a run starts from: unit noise made as loud as the scheduler wants it, or the tokens to edit in noise.
+
+    SDEdit (arXiv 2108.01073): the tokens are as noisy as the first of the timesteps says.
+    """
+    if edited is None:
+        return noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching's schedulers have no such number
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return torch.lerp(edited.to(noise), noise, torch.as_tensor(scheduler.sigmas)[0].to(noise))
+    return scheduler.add_noise(edited.to(noise), noise, timesteps[:1].expand(len(noise)))
 
 
 def network_input(scheduler: Any, sample: Tensor, timestep: Tensor) -> Tensor:

@@ -274,6 +274,10 @@ class GeneratorRun(Run):
     """Frames that prediction tasks give at the beginning, and interpolation at either end."""
     classes: bool = False
     """Tell the model the clips' class in place of their captions."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank on a frozen transformer and text encoder; 0 trains all weights."""
+    control_layers: int = 0
+    """Train a control branch of so many blocks on the clips' edges, all else frozen; 0 trains none."""
     cached_clips: int = 0
     """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
     cache_dir: Path | None = None
@@ -281,12 +285,14 @@ class GeneratorRun(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "drop_text", "known_frames", "cached_clips")
+        check_not_negative(self, "drop_text", "known_frames", "cached_clips", "lora_rank", "control_layers")
         check_positive(self, "task_frames")
         if self.tasks and self.cached_clips > 0:
             raise ValueError("tasks give away pixels, which encoded clips no longer have; set --cached-clips 0")
         if self.classes and self.text_encoder is not None:
             raise ValueError("classes take the place of a text encoder; leave one of --classes and --text-encoder out")
+        if self.control_layers > 0 and (self.cached_clips > 0 or self.lora_rank > 0):
+            raise ValueError("a control branch is trained on pixels and alone: set --cached-clips 0 and --lora-rank 0")
         for name in ("drop_text", "known_frames"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")

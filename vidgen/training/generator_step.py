@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,6 +13,7 @@ from vidgen.conditioning import (
     Condition,
     TextStates,
     TokenState,
+    edges,
     known_from_video,
     known_mask,
     known_prefix,
@@ -22,6 +24,7 @@ from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.training.checkpoint import write_folder
+from vidgen.training.lora import add_lora, merged
 from vidgen.training.step import Batch, TrainingStep
 
 
@@ -55,9 +58,20 @@ class GeneratorStep(TrainingStep):
         self.transformer = pipeline.transformer
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
-        self.drop_text, self.known_frames = drop_text, known_frames
+        self.drop_text, self.known_frames, self.is_controlled = drop_text, known_frames, False
         self.tasks, self.task_frames = chosen_tasks(tasks), task_frames
         pipeline.set_progress_bar_config(disable=True)
+
+    def adapt(self, rank: int) -> None:
+        """Train LoRA adapters alone."""
+        self.requires_grad_(False)
+        add_lora(self.transformer, rank)
+
+    def add_control(self, layers: int) -> None:
+        """Train a new control branch alone, on the edges of the clips."""
+        self.requires_grad_(False)
+        self.transformer.add_control(layers)
+        self.is_controlled = True
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents = self.latents(batch)
@@ -90,7 +104,8 @@ class GeneratorStep(TrainingStep):
         if "text" in batch:
             return Condition(batch["text"], batch["text_mask"])
         text: TextStates = self.pipeline.text_encoder.encode(self.prompts(batch))
-        return Condition(text.states, text.mask)
+        control = self.latents({"video": edges(batch["video"])}) if self.is_controlled else None
+        return Condition(text.states, text.mask, control=control)
 
     def prompts(self, batch: Batch) -> list[str]:
         """Captions of the batch, or the names of its classes."""
@@ -136,4 +151,12 @@ class GeneratorStep(TrainingStep):
         return rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1
 
     def export(self, folder: Path) -> None:
-        write_folder(folder, self.pipeline.save_pretrained)
+        """The pipeline; with LoRA the merged one, and the adapter beside it."""
+        adapted = hasattr(self.transformer, "peft_config")
+        write_folder(folder, self._save_adapted if adapted else self.pipeline.save_pretrained)
+
+    def _save_adapted(self, folder: Path) -> None:
+        components = {**self.pipeline.components, "transformer": merged(self.transformer)}
+        kind: Any = type(self.pipeline)
+        kind(**components, defaults=self.pipeline.config.defaults).save_pretrained(folder)
+        self.pipeline.save_lora_weights(folder)

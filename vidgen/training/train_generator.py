@@ -37,6 +37,8 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
     )  # then the known ones' embedding is idle
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if pipeline is None:
+        if max(run.lora_rank, run.control_layers) > 0 and run.init_from is None:
+            raise ValueError("an adapter or a control branch needs a trained model: name it with --init-from")
         pipeline = fresh_pipeline(run)
     size = {"num_frames": run.data.num_frames, "height": run.data.height, "width": run.data.width}
     pipeline.register_to_config(defaults={**pipeline.config.defaults, **size})
@@ -61,6 +63,10 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         task_frames=run.task_frames,
     )
     step.freeze(run.freeze)
+    if run.lora_rank > 0:
+        step.adapt(run.lora_rank)
+    if run.control_layers > 0:
+        step.add_control(run.control_layers)
     trainer = Trainer(
         run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
     )

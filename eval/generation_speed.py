@@ -1,0 +1,278 @@
+"""How fast is generation? Each family and diffusers' transformers: `python eval/generation_speed.py -o FILE.csv`."""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+import vidgen
+from vidgen.conditioning import Condition, WordTextEncoder
+from vidgen.eval.report import environment_stamp, peak_memory_megabytes, write_csv, write_json
+from vidgen.generators import (
+    AutoregressiveTransformer,
+    DiffusionTransformer,
+    Generator,
+    LlamaTransformer,
+    MaskedTransformer,
+)
+from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
+from vidgen.latents import LatentPart, LatentSpec, VideoSize
+from vidgen.nn.random import seeded
+from vidgen.pipelines.preset import FAMILIES
+from vidgen.schedulers import SamplingRule
+
+TEXT_WIDTH, WORDS, CHANNELS = 256, 32, 16
+PROMPT = "a large red circle moving left on a navy background"
+SAMPLERS = ("masked-12", "ar-uncached", "ar-cached", "llama-cached", "llama-regions", "llama-frames", "flow-50-guided")
+NETWORKS = ("vidgen", "latte", "cogvideox")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, and for how long."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """CSV file to write; the same name with .json gets the rows together with device, versions, commit and date."""
+    width: int = 256
+    """Width of every network."""
+    layers: int = 8
+    """Transformer blocks of every network, an even number."""
+    heads: int = 4
+    """Attention heads of every network."""
+    side: int = 16
+    """Tokens along height and width; 4 rows of tokens along time make 1,024 of 16."""
+    device: str = "cpu"
+    """cpu (CPU-seconds on one thread) or cuda (seconds)."""
+    repeats: int = 3
+    """Measurements after a warm-up; the table has the fastest."""
+    samplers: tuple[str, ...] = SAMPLERS
+    """Rows that make a whole video's tokens."""
+    networks: tuple[str, ...] = NETWORKS
+    """Rows that run one diffusion network forward, and forward and backward."""
+
+    @property
+    def size(self) -> VideoSize:
+        return 13, 8 * self.side, 8 * self.side
+
+
+def seconds(work: Callable[[], Any], settings: Settings) -> float:
+    """The fastest of some runs."""
+    clock = time.process_time if settings.device == "cpu" else time.perf_counter
+    found = []
+    for _ in range(1 + settings.repeats):
+        synchronise(settings.device)
+        started = clock()
+        work()
+        synchronise(settings.device)
+        found.append(clock() - started)
+    return min(found[1:])
+
+
+def synchronise(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+# ------------------------------------------------------------------------------------------------- whole samplings
+
+
+def sampler(name: str, settings: Settings) -> tuple[nn.Module, Callable[[], Any]]:
+    """A network and a call that makes all tokens of a video with it."""
+    family: dict[str, tuple[type[Generator], dict[str, Any], dict[str, Any]]] = {
+        "masked-12": (MaskedTransformer, {}, {"num_inference_steps": 12}),
+        "ar-uncached": (AutoregressiveTransformer, {}, {}),
+        "ar-cached": (AutoregressiveTransformer, {}, {}),
+        "llama-cached": (LlamaTransformer, {}, {}),
+        "llama-regions": (LlamaTransformer, {"group": "regions"}, {}),
+        "llama-frames": (LlamaTransformer, {"group": "frame"}, {}),
+        "flow-50-guided": (DiffusionTransformer, {}, {"num_inference_steps": 50, "guidance_scale": 5.0}),
+    }
+    kind, config, call = family[name]
+    tokenizer: Any = vidgen.build("base-kl" if kind is DiffusionTransformer else "base-fsq").eval()
+    network = network_of(kind, tokenizer.spec, settings, **config)
+    pipeline_class, scheduler = FAMILIES[kind]
+    text_encoder = WordTextEncoder(width=TEXT_WIDTH, layers=1)
+    pipe: Any = pipeline_class(tokenizer, text_encoder, network, scheduler())  # pyright: ignore
+    pipe.to(settings.device).set_progress_bar_config(disable=True)
+    if name == "ar-uncached":
+        return network, partial(sample_uncached, network, text_encoder, settings)
+    frames, height, width = settings.size
+    shape = {"num_frames": frames, "height": height, "width": width}
+    return network, lambda: pipe(
+        PROMPT,
+        **shape,
+        **{"guidance_scale": 1.0, **call},
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    )
+
+
+def network_of(kind: type[Generator], spec: LatentSpec, settings: Settings, **config: Any) -> Any:
+    torch.manual_seed(0)
+    made: Any = kind
+    built = made(
+        latent_spec=spec.to_json(),
+        text_width=TEXT_WIDTH,
+        width=settings.width,
+        layers=settings.layers,
+        heads=settings.heads,
+        **config,
+    )
+    return built.to(settings.device).eval()
+
+
+def sample_uncached(network: AutoregressiveGenerator, text_encoder: WordTextEncoder, settings: Settings) -> Tensor:
+    """All tokens one by one, each from a run over all before it."""
+    text = text_encoder.encode([PROMPT])
+    coordinates = network.spec.coordinates(settings.size).to(settings.device)
+    order = network.order(coordinates)
+    inputs = network.sequence_inputs(Condition(text.states, text.mask), coordinates, order)
+    generators, rule = seeded([0]), SamplingRule()
+    sample = torch.zeros(1, 0, network.spec.num_codebooks, dtype=torch.long, device=settings.device)
+    for position in range(len(coordinates)):
+        hidden = network(sample if position else None, **at_positions(inputs, slice(0, position + 1)))
+        token, _ = network.proj_out.sample(hidden[:, -1:], None, 1.0, generators=generators, rule=rule)
+        sample = torch.cat([sample, token], dim=1)
+    return sample
+
+
+@torch.no_grad()
+def measure_sampler(name: str, settings: Settings) -> dict[str, Any]:
+    """One row; meant for a process of its own, whose peak memory it reports."""
+    torch.set_num_threads(1)
+    network, work = sampler(name, settings)
+    before = peak_memory_megabytes(settings.device)
+    best = seconds(work, settings)
+    return row(name, "sample", network, best, before, settings)
+
+
+# ------------------------------------------------------------------------------------------------- single networks
+
+
+def diffusion_network(name: str, settings: Settings) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """A diffusion transformer of the same width, depth and tokens, and a call that runs it forward."""
+    network: Any
+    shared: dict[str, Any] = {
+        "num_attention_heads": settings.heads,
+        "attention_head_dim": settings.width // settings.heads,
+    }
+    device, side = settings.device, settings.side
+    text = torch.randn(1, WORDS, TEXT_WIDTH, device=device)
+    if name == "vidgen":
+        part = LatentPart("grid", "thw", (4, 8, 8), CHANNELS, first_frame_alone=True)
+        spec = LatentSpec((part,), causal=True, streamable=True)
+        network = network_of(DiffusionTransformer, spec, settings)
+        coordinates = spec.coordinates(settings.size).to(device)
+        noisy = torch.randn(1, len(coordinates), CHANNELS, device=device)
+        mask = torch.ones(1, WORDS, dtype=torch.bool, device=device)
+        time_ = torch.full((1,), 500.0, device=device)
+        return network, lambda: network(noisy, time_, coordinates, text, mask)
+    torch.manual_seed(0)
+    if name == "latte":  # its depth counts pairs of a spatial and a temporal block
+        from diffusers import LatteTransformer3DModel
+
+        latte: Any = LatteTransformer3DModel
+        network = latte(
+            **shared,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=settings.layers // 2,
+            cross_attention_dim=settings.width,
+            caption_channels=TEXT_WIDTH,
+            sample_size=side,
+            patch_size=1,
+            video_length=4,
+            activation_fn="gelu-approximate",
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            norm_eps=1e-6,
+            attention_bias=True,
+        ).to(device)
+        noisy = torch.randn(1, CHANNELS, 4, side, side, device=device)
+    else:
+        from diffusers import CogVideoXTransformer3DModel
+
+        cogvideox: Any = CogVideoXTransformer3DModel
+        network = cogvideox(
+            **shared,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=settings.layers,
+            text_embed_dim=TEXT_WIDTH,
+            max_text_seq_length=WORDS,
+            sample_width=side,
+            sample_height=side,
+            sample_frames=13,
+            patch_size=1,
+        ).to(device)
+        noisy = torch.randn(1, 4, CHANNELS, side, side, device=device)
+    steps = torch.full((1,), 500, device=device)
+    return network, lambda: network(noisy, encoder_hidden_states=text, timestep=steps).sample
+
+
+def measure_network(name: str, work: str, settings: Settings) -> dict[str, Any]:
+    """One row, of a run "forward" or "forward+backward"."""
+    torch.set_num_threads(1)
+    network, forward = diffusion_network(name, settings)
+    before = peak_memory_megabytes(settings.device)
+    if work == "forward":
+        best = seconds(torch.no_grad()(forward), settings)
+    else:
+        best = seconds(lambda: forward().square().mean().backward(), settings)
+    return row(name, work, network, best, before, settings)
+
+
+def row(name: str, work: str, network: nn.Module, best: float, before: float, settings: Settings) -> dict[str, Any]:
+    return {
+        "name": name,
+        "work": work,
+        "parameters_million": round(sum(weight.numel() for weight in network.parameters()) / 1e6, 2),
+        "tokens": 4 * settings.side**2,
+        "seconds": round(best, 5),
+        "memory_built_mb": round(before),
+        "memory_peak_mb": round(peak_memory_megabytes(settings.device)),
+    }
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows and how many times as fast each is as the slowest way: uncached decoding, or the slowest network."""
+    slowest = {
+        work: max(line["seconds"] for line in rows if line["work"] == work) for work in {r["work"] for r in rows}
+    }
+    return [{**line, "times_faster_than_slowest": round(slowest[line["work"]] / line["seconds"], 2)} for line in rows]
+
+
+def main() -> None:
+    """Measure each row in a fresh process, print the table, write CSV and JSON."""
+    settings = tyro.cli(Settings, description=__doc__)
+    jobs: list[Callable[[], dict[str, Any]]] = [partial(measure_sampler, name, settings) for name in settings.samplers]
+    for work in ("forward", "forward+backward"):
+        jobs += [partial(measure_network, name, work, settings) for name in settings.networks]
+    rows = []
+    for job in jobs:
+        with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            rows.append(fresh.submit(job).result())
+        print(", ".join(f"{column} {value}" for column, value in rows[-1].items()), flush=True)
+    rows = with_ratios(rows)
+    result = {
+        "networks": f"width {settings.width}, {settings.layers} blocks, {settings.heads} heads, float32, batch 1",
+        "clock": "CPU-seconds on one thread" if settings.device == "cpu" else "seconds",
+        "date": datetime.now(UTC).date().isoformat(),
+        "environment": environment_stamp(),
+        "rows": rows,
+    }
+    write_csv(settings.output, rows)
+    write_json(settings.output.with_suffix(".json"), result)
+
+
+if __name__ == "__main__":
+    main()

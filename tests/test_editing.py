@@ -1,0 +1,84 @@
+"""Does `strength` keep as much of a video as it says, and does the inverted noise make the video again?"""
+
+import pytest
+import torch
+from test_pipelines import TEXT, clip, distance, each_family, each_pair, latents_of, sample, seed
+from tiny_models import pipeline
+
+from vidgen.nn.random import seeded
+from vidgen.pipelines import DiffusionVideoPipeline
+from vidgen.pipelines.editing import remasked
+
+
+@pytest.mark.parametrize("bottleneck", ["fsq", "kl"])
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_token_families_keep_their_share_of_the_tokens(family, bottleneck):
+    pipe, video = pipeline(family, bottleneck), clip(frames=9, seed=3)
+    encoded = pipe.video_tokenizer.encode(video)
+    edited = latents_of(pipe, video=video, num_frames=9, strength=0.5)
+    same = (edited.tokens - encoded.tokens).abs().amax(dim=-1) <= 1e-5
+    if family == "autoregressive":
+        assert same[:, :6].all()
+    assert 6 <= same.sum() < 12
+    assert latents_of(pipe, video=video, num_frames=9, strength=0.01).tokens.shape == encoded.tokens.shape
+
+
+def test_remasking_takes_the_same_tokens_whatever_the_batch():
+    tokens = torch.arange(20).view(2, 10, 1)
+    both = remasked(tokens, 0.35, seeded([0, 1]))
+    assert (both < 0).sum(dim=1).flatten().tolist() == [4, 4]
+    assert torch.equal(both[1:], remasked(tokens[1:], 0.35, seeded([1])))
+
+
+@each_pair
+def test_more_strength_goes_further_from_the_video(family, bottleneck):
+    pipe, video = pipeline(family, bottleneck), clip(seed=3)
+    weak, strong = (sample(pipe, video=video, strength=strength) for strength in (0.1, 1.0))
+    decoded = pipe.decode(pipe.video_tokenizer.encode(video), "pt")
+    mean = lambda one, other: (one - other).abs().mean()  # noqa: E731
+    assert mean(weak, decoded) < mean(strong, decoded)
+    assert distance(strong, sample(pipe, video=video, strength=1.0)) == 0
+
+
+@each_family
+def test_full_strength_forgets_the_video(family):
+    pipe = pipeline(family)
+    one, two = (latents_of(pipe, video=clip(seed=number), strength=1.0).tokens for number in (3, 4))
+    assert distance(one, two) <= 1e-5
+
+
+@each_family
+def test_an_edit_inside_a_mask_keeps_the_known_pixels(family):
+    pipe, known, mask = pipeline(family), clip(seed=3), torch.zeros(16, 16, dtype=torch.bool)
+    mask[:, :8] = True
+    video = sample(pipe, video=known, mask=mask, strength=0.5)
+    assert torch.equal(video[..., :8], (known / 2 + 0.5).permute(0, 2, 1, 3, 4)[..., :8])
+
+
+def test_inverted_noise_makes_the_video_again_and_more_iterations_make_it_better():
+    pipe = pipeline("diffusion", "kl")
+    assert isinstance(pipe, DiffusionVideoPipeline)
+    video = clip(seed=3)
+    tokens = pipe.video_tokenizer.encode(video).tokens
+    errors = []
+    for iterations in (1, 3, 12):
+        noise = pipe.invert(video, TEXT, num_inference_steps=12, iterations=iterations)
+        again = latents_of(pipe, latents=noise, num_inference_steps=12, guidance_scale=1.0)
+        errors.append(distance(again.tokens, tokens))
+    assert errors[2] <= 1e-4
+    assert errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strength": 0.0, "video": clip()}, "above 0"),
+        ({"strength": 1.5, "video": clip()}, "at most 1"),
+        ({"strength": 0.5}, "give the video"),
+        ({"strength": 0.5, "video": clip(frames=2)}, "must have all 5 frames"),
+        ({"strength": 0.5, "video": clip(), "latents": torch.zeros(1, 8, 1).long()}, "strength or latents"),
+    ],
+)
+def test_a_wrong_edit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        sample(pipeline("masked"), generator=seed(), **changes)

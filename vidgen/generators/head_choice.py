@@ -1,0 +1,18 @@
+"""Which head a generator gets, by name and by the kind of its tokens."""
+
+from vidgen.generators.depth_head import DepthHead
+from vidgen.generators.heads import CategoricalHead, FlowHead, Head
+from vidgen.generators.mixture_head import MixtureHead
+from vidgen.latents import LatentSpec
+
+FOR_IDS: dict[str, type[Head]] = {"auto": CategoricalHead, "depth": DepthHead}
+FOR_REALS: dict[str, type[Head]] = {"auto": FlowHead, "mixture": MixtureHead}
+
+
+def chosen_head(spec: LatentSpec, width: int, kind: str) -> Head:
+    """The head `kind` of a spec; ValueError when it is none for such tokens."""
+    kinds = FOR_IDS if spec.discrete else FOR_REALS
+    if kind not in kinds:
+        tokens = "ids" if spec.discrete else "reals"
+        raise ValueError(f"tokens that are {tokens} take a head_type of {', '.join(kinds)}, got {kind!r}")
+    return kinds[kind](spec, width)

@@ -1,0 +1,64 @@
+"""What the autoregressive generators share: the order of the tokens, their loss, and the interface for sampling."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from vidgen.conditioning import Condition, TokenState
+from vidgen.generators.base import Generator, token_weights
+from vidgen.generators.heads import Head
+from vidgen.generators.token_order import TokenOrder, token_order
+from vidgen.latents import Latents
+from vidgen.nn.random import Generators
+
+PER_TOKEN = ("coordinates", "groups", "known_tokens", "token_state", "control")
+
+
+class AutoregressiveGenerator(Generator):
+    """A network that predicts a group of tokens from those before.
+
+    `forward(previous, **inputs, caches=…)` gives the hidden states `b m d` at m consecutive positions, from the tokens
+    that `TokenOrder.fed` names (fewer at the start of the sequence, where nothing comes before) and `inputs` as
+    `sequence_inputs` makes and `at_positions` cuts them.
+    """
+
+    proj_out: Head
+
+    @abstractmethod
+    def empty_caches(self, batch: int, length: int, *, states: int = 0) -> Any:
+        """Caches for sequences of `length` tokens under `states` condition states."""
+
+    def order(self, coordinates: Tensor) -> TokenOrder:
+        """The order in which the tokens at `coordinates` (`n 5`) are made."""
+        return token_order(coordinates, 1)
+
+    def sequence_inputs(self, condition: Condition, coordinates: Tensor, order: TokenOrder) -> dict[str, Any]:
+        """Keyword arguments of `forward` for all positions, in the order in which they are made."""
+        inputs = {"coordinates": coordinates, **self.condition_inputs(condition, coordinates)}
+        return {name: reordered(name, value, order.tokens) for name, value in inputs.items()}
+
+    def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
+        target = latents.tokens if latents.ids is None else latents.ids
+        coordinates = latents.spec.coordinates(latents.size).to(target.device)
+        order = self.order(coordinates)
+        target = target[:, order.tokens]
+        hidden = self(target[:, order.fed], **self.sequence_inputs(condition, coordinates, order))
+        weights = token_weights(latents, self.config.token_weight)
+        if condition.token_state is not None:
+            weights = weights * (condition.token_state != TokenState.KNOWN)
+        weights = weights[:, order.tokens]
+        loss = self.proj_out.loss(hidden, target, generators=generators)
+        return {"next_token": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}
+
+
+def reordered(name: str, value: Any, tokens: Tensor | slice) -> Any:
+    """An input of `forward` at some tokens only, if it has any for each token."""
+    if value is None or not (name in PER_TOKEN or (name == "encoder_attention_mask" and value.ndim == 3)):
+        return value
+    return value[tokens] if name in ("coordinates", "groups") else value[:, tokens]
+
+
+def at_positions(inputs: dict[str, Any], positions: slice) -> dict[str, Any]:
+    """The inputs of `forward` at some positions."""
+    return {name: reordered(name, value, positions) for name, value in inputs.items()}

@@ -1,0 +1,106 @@
+"""Videos of any length, in constant memory: windows of the trained length, each of which continues the one before."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidgen.pipelines.output import VideoPipelineOutput
+from vidgen.pipelines.timeline import check_timeline, excerpt, is_timeline
+
+
+def windows(num_frames: int, *, window: int, overlap: int, given: int = 0) -> list[tuple[int, int]]:
+    """First frame and end of each window, after `given` frames that exist already.
+
+    All windows are `window` long unless the video is shorter; the last one overlaps more so as to end with the video.
+    """
+    start = max(0, given - overlap)
+    spans = [(start, start + window)]
+    while spans[-1][1] < num_frames:
+        spans.append((spans[-1][1] - overlap, spans[-1][1] - overlap + window))
+    last = max(0, num_frames - window)
+    return [*spans[:-1], (min(spans[-1][0], last), num_frames)]
+
+
+class LongVideo:
+    """What makes a pipeline's videos longer than a window."""
+
+    @torch.no_grad()
+    def extend_stream(
+        self,
+        prompt: Any = None,
+        *,
+        num_frames: int,
+        window_frames: int | None = None,
+        overlap_frames: int | None = None,
+        video: Any = None,
+        **arguments: Any,
+    ) -> Iterator[Tensor]:
+        """Chunks `b 3 t h w` in [-1, 1] of a video of `num_frames` frames, in order and in constant memory.
+
+        Each window is told the last frames of the one before as known pixels (Phenaki, section 2.2). Its own picture of
+        them is faded in over the overlap, so that nothing jumps where it begins.
+
+        Args:
+            prompt: as in a call; the entries of a timeline count frames of the whole video.
+            window_frames: frames made at once; by default those that the model was trained on.
+            overlap_frames: frames that a window shares with the one before; by default a third of it.
+            video: first frames, any number; they come back unchanged.
+            arguments: of the call, for each window.
+        """
+        pipe: Any = self
+        window = pipe.default("num_frames", window_frames, 17)
+        overlap = max(1, window // 3) if overlap_frames is None else overlap_frames
+        if not 1 <= overlap < window:
+            raise ValueError(
+                f"overlap_frames must lie between 1 and {window - 1}, one less than a window, got {overlap}"
+            )
+        for name in ("mask", "latents", "latents_path", "output_type", "return_dict"):
+            if name in arguments:
+                raise ValueError(f"{name} belongs to a single window; leave it out, or call the pipeline itself")
+        if is_timeline(prompt):
+            check_timeline(prompt, num_frames)
+        recent = None if video is None else pipe.video_tensor(video)
+        given = made = 0 if recent is None else recent.shape[2]
+        if made >= num_frames:
+            raise ValueError(
+                f"the video to extend has {made} frames already, {num_frames} were asked for; ask for more"
+            )
+        shown = max(0, made - overlap)
+        if recent is not None and shown > 0:
+            yield recent[:, :, :shown]
+        spans = windows(num_frames, window=window, overlap=overlap, given=given)
+        for index, (first, end) in enumerate(spans):
+            known = None if recent is None else recent[:, :, recent.shape[2] - (made - first) :]
+            latents = pipe(
+                prompt=excerpt(prompt, first, end),
+                num_frames=end - first,
+                video=known,
+                output_type="latent",
+                **arguments,
+            ).frames
+            fresh = torch.cat([chunk.float() for chunk in pipe.decode_stream(latents)], dim=2).clamp(-1, 1)
+            if known is not None:
+                known = known.to(fresh.device).expand(len(fresh), -1, -1, -1, -1)
+                fresh = faded(known, fresh, kept=max(0, given - first))
+            recent, made = fresh, end
+            following = spans[index + 1][0] if index + 1 < len(spans) else end
+            yield fresh[:, :, shown - first : following - first]
+            shown = following
+
+    def extend(self, prompt: Any = None, *, output_type: str = "pil", **arguments: Any) -> VideoPipelineOutput:
+        """The whole video of `extend_stream`, in the form of `output_type` ("pil", "np" or "pt")."""
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be one of pil, np, pt for a long video, got {output_type!r}")
+        pipe: Any = self
+        video = torch.cat([chunk.cpu() for chunk in self.extend_stream(prompt, **arguments)], dim=2)
+        return VideoPipelineOutput(frames=pipe.video_processor.postprocess_video(video, output_type=output_type))
+
+
+def faded(before: Tensor, after: Tensor, *, kept: int) -> Tensor:
+    """`after`, whose first frames take over from `before` step by step; the first `kept` ones are `before`'s."""
+    count = before.shape[2]
+    share = torch.arange(1, count - kept + 1, device=after.device) / (count - kept + 1)
+    share = torch.cat([share.new_zeros(kept), share])[:, None, None]
+    return torch.cat([torch.lerp(before.to(after.dtype), after[:, :, :count], share), after[:, :, count:]], dim=2)
