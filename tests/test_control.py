@@ -15,16 +15,17 @@ from vidgen.nn.random import seeded
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.training import train_generator
 
-FAMILIES = ("masked", "diffusion", "autoregressive", "llama")
+FAMILIES = ("masked", "diffusion", "autoregressive", "llama", "efficient")
+OTHER_NETWORKS = {"llama": "par", "efficient": "shapes-enat"}  # presets with another network of a family
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def tiny(family: str) -> Any:
-    if family != "llama":
+    if family not in OTHER_NETWORKS:
         return pipeline(family, "kl")
     torch.manual_seed(0)
     text_encoder = WordTextEncoder(width=16, layers=1, heads=2, buckets=64)
-    pipe = PIPELINE_PRESETS["par"].tiny().build(tokenizer("kl"), text_encoder)
+    pipe = PIPELINE_PRESETS[OTHER_NETWORKS[family]].tiny().build(tokenizer("kl"), text_encoder)
     shake(pipe.transformer)
     pipe.set_progress_bar_config(disable=True)
     return pipe

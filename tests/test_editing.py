@@ -1,10 +1,15 @@
 """Does `strength` keep as much of a video as it says, and does the inverted noise make the video again?"""
 
+from typing import Any
+
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from test_pipelines import TEXT, clip, distance, each_family, each_pair, latents_of, sample, seed
 from tiny_models import pipeline
 
+from vidgen.generators import DiffusionTransformer
 from vidgen.nn.random import seeded
 from vidgen.pipelines import DiffusionVideoPipeline
 from vidgen.pipelines.editing import remasked
@@ -53,6 +58,33 @@ def test_an_edit_inside_a_mask_keeps_the_known_pixels(family):
     mask[:, :8] = True
     video = sample(pipe, video=known, mask=mask, strength=0.5)
     assert torch.equal(video[..., :8], (known / 2 + 0.5).permute(0, 2, 1, 3, 4)[..., :8])
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_samplers_without_noise_levels_take_a_share_of_their_steps(scheduler):
+    pipe, video, steps = diffusion_pipeline(scheduler), clip(seed=3), []
+    call = {"video": video, "num_inference_steps": 10, "callback_on_step_end": lambda *step: steps.append(step) or {}}
+    edited = {strength: sample(pipe, **call, strength=strength) for strength in (0.2, 1.0)}
+    assert len(steps) == 2 + 10
+    decoded = pipe.decode(pipe.video_tokenizer.encode(video), "pt")
+    assert (edited[0.2] - decoded).abs().mean() < (edited[1.0] - decoded).abs().mean()
+
+
+def diffusion_pipeline(scheduler: Any) -> DiffusionVideoPipeline:
+    """A pipeline whose network predicts noise."""
+    flow = pipeline("diffusion", "kl")
+    parts = flow.components
+    torch.manual_seed(0)
+    parts["transformer"] = DiffusionTransformer(**{**parts["transformer"].config, "objective": "epsilon"})
+    parts["scheduler"] = scheduler()
+    built = DiffusionVideoPipeline(**parts, defaults=flow.config.defaults)
+    built.set_progress_bar_config(disable=True)
+    return built
+
+
+def test_inversion_needs_the_steps_of_a_flow():
+    with pytest.raises(ValueError, match="DDIMScheduler has other steps"):
+        diffusion_pipeline(DDIMScheduler).invert(clip())
 
 
 def test_inverted_noise_makes_the_video_again_and_more_iterations_make_it_better():

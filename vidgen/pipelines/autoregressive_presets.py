@@ -1,9 +1,12 @@
-"""Autoregressive systems by name, at their published sizes (LARP, Toto, MAGVIT-v2, BSQ-ViT, PAR, NBP, Divot)."""
+"""Autoregressive systems by name (LlamaGen, LARP, Toto, MAGVIT-v2, BSQ-ViT, PAR, NBP, Divot).
+
+LlamaGen's and LARP's have as many weights as published; of the others the way of generating is theirs.
+"""
 
 from typing import Any
 
 from vidgen.generators import LlamaTransformer
-from vidgen.pipelines.preset import PipelinePreset
+from vidgen.pipelines.preset import UCF_CLASSES, PipelinePreset
 
 TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 120}
 SIZE = {"num_frames": 17, "height": 128, "width": 128}
@@ -12,9 +15,17 @@ B = {"width": 768, "layers": 12, "heads": 12}
 L = {"width": 1024, "layers": 24, "heads": 16}
 
 
-def llama(about: str, *, tokenizer: str, config: dict[str, Any], defaults: dict[str, Any]) -> PipelinePreset:
+def llama(
+    about: str, *, tokenizer: str, config: dict[str, Any], defaults: dict[str, Any], classes: tuple[str, ...] = ()
+) -> PipelinePreset:
     return PipelinePreset(
-        about=about, tokenizer=tokenizer, generator=LlamaTransformer, config=config, text=TEXT, defaults=defaults
+        about=about,
+        tokenizer=tokenizer,
+        generator=LlamaTransformer,
+        config=config,
+        text=TEXT,
+        classes=classes,
+        defaults=defaults,
     )
 
 
@@ -36,6 +47,7 @@ AUTOREGRESSIVE_PRESETS: dict[str, PipelinePreset] = {
         tokenizer="larp",
         config={"width": 1280, "layers": 30, "heads": 20, "rotary_axes": 1},
         defaults={**WHOLE_CLIP, "guidance_scale": 1.25},
+        classes=UCF_CLASSES,
     ),
     "toto": llama(
         "next token along the sequence, without guidance (Toto's kind)",
@@ -65,6 +77,7 @@ AUTOREGRESSIVE_PRESETS: dict[str, PipelinePreset] = {
         "4 regions of the frame side by side (PAR-4x, XL)",
         tokenizer="base-vq",
         config={"width": 1280, "layers": 36, "heads": 20, "group": "regions"},
+        classes=UCF_CLASSES,
         defaults={**SIZE, "guidance_scale": 2.0},
     ),
     "nbp": llama(

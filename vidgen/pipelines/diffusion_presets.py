@@ -1,13 +1,15 @@
 """Presets of the diffusion family, one for each published system; sizes are theirs where they are published."""
 
+from typing import Any
+
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from vidgen.generators import DiffusionTransformer
-from vidgen.pipelines.preset import PipelinePreset
+from vidgen.pipelines.preset import UCF_CLASSES, PipelinePreset
 
 TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 128}
-CLASS = {"width": 1152, "layers": 1, "heads": 8}
+CLASS: dict[str, Any] = {"text": {"width": 1152}, "classes": UCF_CLASSES}
 XL = {"width": 1152, "layers": 28, "heads": 16}
 L = {"width": 1024, "layers": 24, "heads": 16}
 PATCH = {"patch": (1, 2, 2)}
@@ -24,7 +26,7 @@ DIFFUSION_PRESETS: dict[str, PipelinePreset] = {
         tokenizer="base-kl",
         generator=DiffusionTransformer,
         config={**XL, **PATCH, **CLASS_BY_ADALN, **DDPM, "attention": "interleaved"},
-        text=CLASS,
+        **CLASS,
         scheduler=UNCLIPPED,
         scheduler_class=DDPMScheduler,
         defaults={**SIZE, "num_inference_steps": 250, "guidance_scale": 7.0},
@@ -51,7 +53,7 @@ DIFFUSION_PRESETS: dict[str, PipelinePreset] = {
             "attention": "sequential",
             "attention_options": {"temporal_first": True},
         },
-        text=CLASS,
+        **CLASS,
         scheduler=UNCLIPPED,
         scheduler_class=DDPMScheduler,
         defaults={**SIZE, "num_inference_steps": 250, "guidance_scale": 1.0},
@@ -131,7 +133,7 @@ DIFFUSION_PRESETS: dict[str, PipelinePreset] = {
         tokenizer="coordtok",
         generator=DiffusionTransformer,
         config={**L, **CLASS_BY_ADALN},
-        text=CLASS,
+        **CLASS,
         defaults={"num_frames": 128, "height": 128, "width": 128, "num_inference_steps": 50, "guidance_scale": 1.0},
     ),
     "vidtwin-dit": PipelinePreset(
@@ -139,7 +141,7 @@ DIFFUSION_PRESETS: dict[str, PipelinePreset] = {
         tokenizer="vidtwin",
         generator=DiffusionTransformer,
         config={**L, **CLASS_BY_ADALN},
-        text=CLASS,
+        **CLASS,
         defaults={"num_frames": 16, "height": 224, "width": 224, "num_inference_steps": 50, "guidance_scale": 2.0},
     ),
     "vitok-dit": PipelinePreset(
@@ -147,7 +149,7 @@ DIFFUSION_PRESETS: dict[str, PipelinePreset] = {
         tokenizer="vitok-s-b",
         generator=DiffusionTransformer,
         config={**L, **CLASS_BY_ADALN},
-        text=CLASS,
+        **CLASS,
         defaults={"num_frames": 16, "height": 128, "width": 128, "num_inference_steps": 50, "guidance_scale": 2.0},
     ),
     "omnitokenizer-latte": PipelinePreset(
@@ -155,7 +157,7 @@ DIFFUSION_PRESETS: dict[str, PipelinePreset] = {
         tokenizer="omnitokenizer-kl",
         generator=DiffusionTransformer,
         config={**XL, **PATCH, **CLASS_BY_ADALN, **DDPM, "attention": "interleaved"},
-        text=CLASS,
+        **CLASS,
         scheduler=UNCLIPPED,
         scheduler_class=DDIMScheduler,
         defaults={**FLOW_CALL, "guidance_scale": 7.0},

@@ -2,14 +2,13 @@
 
 from vidgen.conditioning import TASKS
 from vidgen.generators import EfficientMaskedTransformer, MaskedTransformer, PrefixMaskedTransformer
-from vidgen.pipelines.preset import PipelinePreset
+from vidgen.pipelines.preset import UCF_CLASSES, PipelinePreset
 from vidgen.schedulers import AbsorbingScheduler
 
 SMALL = {"width": 128, "layers": 6, "heads": 4, "expansion": 3.0}
 COMMIT = {"tasks": len(TASKS), "refine_weight": 1.0, "reconstruction_weight": 0.1}
 SHAPES_SIZE = {"num_frames": 17, "height": 64, "width": 64}
 VIDEO_SIZE = {"num_frames": 17, "height": 128, "width": 128}
-UCF_CLASSES = tuple(f"class {label}" for label in range(101))
 PHENAKI_TEXT = {"width": 768, "layers": 6, "heads": 12, "buckets": 16384, "max_words": 128}
 B = {"width": 768, "layers": 12, "heads": 12}
 L = {"width": 1024, "layers": 24, "heads": 16}

@@ -31,6 +31,7 @@ FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
     AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
     LlamaTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
 }
+UCF_CLASSES = tuple(f"class {label}" for label in range(101))  # of UCF-101, which published models are told
 
 
 @dataclass(frozen=True, kw_only=True)
