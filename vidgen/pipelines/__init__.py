@@ -1,5 +1,6 @@
 """Prompt to video: one pipeline for each family of generators, all with the same call."""
 
+from vidgen.nn.reduced_attention import TokenReduction
 from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.diffusion import DiffusionVideoPipeline
@@ -13,6 +14,7 @@ __all__ = [
     "AutoregressiveVideoPipeline",
     "DiffusionVideoPipeline",
     "MaskedVideoPipeline",
+    "TokenReduction",
     "VideoPipeline",
     "VideoPipelineOutput",
 ]
