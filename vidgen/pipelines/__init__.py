@@ -3,6 +3,8 @@
 from vidgen.nn.reduced_attention import TokenReduction
 from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
 from vidgen.pipelines.base import VideoPipeline
+from vidgen.pipelines.cascade import Cascade
+from vidgen.pipelines.cascade_stages import Interpolation, SuperResolution
 from vidgen.pipelines.diffusion import DiffusionVideoPipeline
 from vidgen.pipelines.masked import MaskedVideoPipeline
 from vidgen.pipelines.output import VideoPipelineOutput
@@ -12,8 +14,11 @@ PIPELINES = (MaskedVideoPipeline, DiffusionVideoPipeline, AutoregressiveVideoPip
 __all__ = [
     "PIPELINES",
     "AutoregressiveVideoPipeline",
+    "Cascade",
     "DiffusionVideoPipeline",
+    "Interpolation",
     "MaskedVideoPipeline",
+    "SuperResolution",
     "TokenReduction",
     "VideoPipeline",
     "VideoPipelineOutput",
