@@ -216,3 +216,25 @@ def test_any_encoder_of_transformers_fits_and_survives_saving(kind, tmp_path):
         file.unlink()
     again = TransformersTextEncoder.from_pretrained(tmp_path / "saved").eval()
     assert torch.equal(again.encode(["red circle", "", "star"]).states, text.states)
+
+
+@torch.no_grad()
+def test_an_encoder_that_cuts_a_prompt_says_what_it_does_not_read(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from vidgen.conditioning import TransformersTextEncoder
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "circle", "star"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    encoder = TransformersTextEncoder(str(tmp_path), max_length=4).eval()
+    with pytest.warns(UserWarning, match=r"has 6 tokens; this text encoder takes 4 and does not read 'red star'"):
+        text = encoder.encode(["circle star red star"])
+    assert text.states.shape[1] == 4
+    strict = TransformersTextEncoder(str(tmp_path), max_length=4, strict=True).eval()
+    with pytest.raises(ValueError, match="shorten it by 'red star'"):
+        strict.encode(["circle star red star"])
+    assert strict.encode(["circle star"]).states.shape[1] == 4

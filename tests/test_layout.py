@@ -212,7 +212,8 @@ def test_no_file_is_named_after_nothing():
 
 def test_attention_over_a_grid_goes_through_attention3d_alone():
     """No pattern of a grid: masks that differ between samples (conditions of different lengths, tokens that are
-    encoded already) or from step to step (the filled part of a static cache). Those classes are listed."""
+    encoded already) or from step to step (the filled part of a static cache), or tokens that are not the whole grid.
+    Those classes are listed."""
     calls = {"scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward", "flex_attention"}
     found = set()
     for path in library_files():
@@ -228,6 +229,7 @@ def test_attention_over_a_grid_goes_through_attention3d_alone():
     assert found == {
         ("vidgen.nn.transformer", "CrossAttention"),
         ("vidgen.nn.joint_transformer", "JointAttention"),
+        ("vidgen.nn.reduced_attention", "ReducedAttention"),
         ("vidgen.generators.masked_efficient", "SparseBlock"),
         ("vidgen.nn.llama", "LlamaAttention"),
     }

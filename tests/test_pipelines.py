@@ -444,6 +444,7 @@ MISTAKES = {
     "known video out of range": ({"video": 255 * torch.rand(3, 5, 16, 16)}, "scaled to"),
     "known array of bytes": ({"video": np.full((5, 16, 16, 3), 200, dtype=np.uint8)}, "scaled to"),
     "mask of another size": ({"video": clip(), "mask": torch.ones(5, 8, 8)}, "the mask of these known videos"),
+    "mask of gray levels": ({"video": clip(), "mask": torch.full((5, 16, 16), 255)}, "has values from 255 to 255"),
     "two known videos for three": ({"prompt": ["a"] * 3, "video": clip(batch=2)}, "do not fit 3 videos"),
     "no folder for the latents": ({"latents_path": "no/such/folder/run.safetensors"}, "does not exist"),
     "no steps": ({"num_inference_steps": 0}, "at least 1|flow_steps ≥ 1"),

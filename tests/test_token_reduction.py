@@ -26,7 +26,7 @@ def test_ratio_zero_changes_nothing(prefix):
 def test_the_ratio_says_how_many_tokens_go_and_prefix_and_lattice_always_stay():
     x = drawn(2, 2, 63, 8)
     reduction = match(x, GRID, prefix=3).reduction(0.5)
-    assert reduction.reduce(x).shape == (2, 2, 63 - 31, 8)
+    assert reduction.reduce(x).shape == (2, 2, 63 - 30, 8)
     corners = 3 + torch.arange(60).view(GRID)[::2, ::2, ::2].flatten()
     for kept in reduction.kept.flatten(0, 1):
         assert set(range(3)) | set(corners.tolist()) <= set(kept.tolist())

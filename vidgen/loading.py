@@ -13,7 +13,9 @@ from torch import nn
 
 from vidgen.conditioning import TransformersTextEncoder
 from vidgen.nn.memory import own_memory
-from vidgen.pipelines import PIPELINES, VideoPipeline
+from vidgen.pipelines import PIPELINES, Cascade, VideoPipeline
+from vidgen.pipelines.cascade import DESCRIPTION, stage_from
+from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import TOKENIZERS, Tokenizer
 from vidgen.tokenizers.diffusers_autoencoder import (
@@ -32,8 +34,8 @@ def builtin_names() -> list[str]:
     return sorted(folder.name for folder in PRETRAINED.glob("*") if is_model(folder))
 
 
-def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
-    """A tokenizer or a pipeline, ready for inference, in fp32 on the CPU unless `kwargs` say otherwise.
+def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
+    """A tokenizer, a pipeline or a cascade, ready for inference, in fp32 on the CPU unless `kwargs` say otherwise.
 
     Args:
         name_or_dir: a built-in name (`builtin_names`), a folder that `save_pretrained` wrote, or a hub id `owner/name`;
@@ -60,7 +62,9 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
     return load_folder(folder, **kwargs)
 
 
-def load_folder(folder: Path, **kwargs: Any) -> Tokenizer | VideoPipeline:
+def load_folder(folder: Path, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
+    if (folder / DESCRIPTION).is_file():
+        return load_cascade(folder, **kwargs)
     if (folder / "model_index.json").is_file():
         return load_pipeline(folder, **kwargs)
     model = class_named(folder / "config.json", TOKENIZERS)
@@ -83,6 +87,14 @@ def load_autoencoder(name_or_dir: str, **kwargs: Any) -> DiffusersAutoencoderTok
     check_finite(folder, autoencoder)
     own_memory(autoencoder)
     return DiffusersAutoencoderTokenizer.around(autoencoder)
+
+
+def load_cascade(folder: Path, **kwargs: Any) -> Cascade:
+    """A folder that `Cascade.save_pretrained` wrote."""
+    described = read_json(folder / DESCRIPTION)
+    base = None if described["base"] is None else load_pipeline(folder / described["base"], **kwargs)
+    stages = [stage_from(stage, load_pipeline(folder / stage["folder"], **kwargs)) for stage in described["stages"]]
+    return Cascade(base, stages)
 
 
 def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
@@ -165,7 +177,7 @@ def shared_components(folder: Path) -> dict[str, str]:
     return {name: str(model) for name, model in read_json(described).items()} if described.is_file() else {}
 
 
-def load_from_hub(name: str, **kwargs: Any) -> Tokenizer | VideoPipeline:
+def load_from_hub(name: str, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
     return load_folder(hub_folder(name), **kwargs)
 
 
@@ -184,20 +196,20 @@ def hub_folder(name: str, *, allow_patterns: list[str] | None = None) -> Path:
         ) from error
 
 
-def build(preset: str) -> Tokenizer | VideoPipeline:
+def build(preset: str) -> Tokenizer | VideoPipeline | Cascade:
     """Any preset, freshly initialised from the global generator (`torch.manual_seed` fixes it).
 
     Raises:
         ValueError: no such preset; the nearest names are listed.
     """
-    presets = {**TOKENIZER_PRESETS, **PIPELINE_PRESETS}
+    presets = {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **CASCADE_PRESETS}
     if preset in presets:
         return presets[preset].build()
     raise ValueError(f"unknown preset {preset!r}; {suggestion(preset, sorted(presets))}")
 
 
 def is_model(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in ("model_index.json", "config.json", DESCRIPTION))
 
 
 def looks_like_hub_id(name: str) -> bool:

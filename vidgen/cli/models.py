@@ -49,8 +49,10 @@ def built_in_models() -> list[tuple[str, str, str]]:
 
 def presets() -> list[tuple[str, str, str]]:
     """Name, kind and description of every preset; tokenizers first."""
+    from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
     from vidgen.pipelines.presets import PIPELINE_PRESETS
     from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
     tokenizers = [(name, "tokenizer", preset.about) for name, preset in TOKENIZER_PRESETS.items()]
-    return tokenizers + [(name, "pipeline", preset.about) for name, preset in PIPELINE_PRESETS.items()]
+    pipelines = [(name, "pipeline", preset.about) for name, preset in PIPELINE_PRESETS.items()]
+    return tokenizers + pipelines + [(name, "cascade", preset.about) for name, preset in CASCADE_PRESETS.items()]

@@ -2,12 +2,13 @@
 
 from vidgen.conditioning.classes import ClassEncoder
 from vidgen.conditioning.condition import Condition, TokenState
-from vidgen.conditioning.control import edges
+from vidgen.conditioning.control import CONTROLS, edges
 from vidgen.conditioning.known import known_from_video, known_prefix
 from vidgen.conditioning.tasks import NO_TASK, TASK_NAMES, TASKS, known_mask, task_numbers
 from vidgen.conditioning.text import TextEncoder, TextStates, TransformersTextEncoder, WordTextEncoder
 
 __all__ = [
+    "CONTROLS",
     "NO_TASK",
     "TASKS",
     "TASK_NAMES",

@@ -1,6 +1,7 @@
 """Prompts to states: a small text encoder that is trained with the generator, and an adapter for any other."""
 
 import re
+import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -104,18 +105,21 @@ class TransformersTextEncoder(TextEncoder, ConfigMixin):
 
     Args:
         repository: folder or hub id for `AutoTokenizer` and `AutoModel`.
-        max_length: prompts are cut to this many tokens, as these encoders do.
+        max_length: prompts are cut to this many tokens, as these encoders do, with a warning that says what is lost.
+        strict: a longer prompt is a ValueError instead.
         pretrained: take the repository's weights; otherwise only its architecture, for weights that come next.
     """
 
     trained_jointly = False
 
     @register_to_config
-    def __init__(self, repository: str = "", max_length: int = 128, pretrained: bool = True) -> None:
+    def __init__(
+        self, repository: str = "", max_length: int = 128, pretrained: bool = True, strict: bool = False
+    ) -> None:
         super().__init__()
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        self.max_length = max_length
+        self.max_length, self.strict = max_length, strict
         self.text_tokenizer = AutoTokenizer.from_pretrained(repository)
         config: Any = AutoConfig.from_pretrained(repository)
         self.text_config = config
@@ -144,9 +148,24 @@ class TransformersTextEncoder(TextEncoder, ConfigMixin):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
+        for prompt in prompts:
+            self.check_length(prompt)
         batch = self.text_tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.device)
         states = self.model(**batch).last_hidden_state
         empty = torch.tensor([not prompt.strip() for prompt in prompts], device=self.device)
         return TextStates(states, batch["attention_mask"].bool() & ~empty[:, None])
+
+    def check_length(self, prompt: str) -> None:
+        """Warn of the end of a prompt that no state will stand for; ValueError if strict."""
+        whole = self.text_tokenizer(prompt)["input_ids"]
+        if len(whole) <= self.max_length:
+            return
+        special = self.text_tokenizer.num_special_tokens_to_add()
+        words = self.text_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        lost = self.text_tokenizer.decode(words[self.max_length - special :])
+        message = f"a prompt has {len(whole)} tokens; this text encoder takes {self.max_length}"
+        if self.strict:
+            raise ValueError(f"{message}; shorten it by {lost!r}")
+        warnings.warn(f"{message} and does not read {lost!r}", stacklevel=3)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from vidgen.conditioning import Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding, TextProjection
-from vidgen.generators.layouts import FrameCausal, layout_named
+from vidgen.generators.layouts import FrameCausal, Full, layout_named
 from vidgen.generators.patches import Patches
 from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.joint_transformer import JointBlock, joint_mask
 from vidgen.nn.positions import level_features, positions, rotary
 from vidgen.nn.random import Generators, randn
+from vidgen.nn.reduced_attention import ReducedAttention, ReductionRun
 from vidgen.nn.transformer import ModulatedBlock, OwnModulationBlock
 from vidgen.schedulers.objectives import LEVELS, objective_named
 
@@ -137,6 +138,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         token_state: Tensor | None = None,
         cache: FrameCache | None = None,
         control: Tensor | None = None,
+        reduction: ReductionRun | None = None,
     ) -> Tensor:
         """The objective's target for each token, by default the velocity ε - x: `b n c`.
 
@@ -150,6 +152,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             cache: clean frames before these tokens, which are then the frames that follow; needs frame-causal
                 attention.
             control: features `b n d` of the control branch.
+            reduction: leaves tokens out of full attention, at the step at which it stands.
         """
         level = timestep / LEVELS
         x, patches = hidden_states, self.patches
@@ -179,15 +182,17 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
 
         places = positions(patches.coordinates(coordinates, grid), patches.unit(self.spec.unit))
         turns = rotary(places, x.shape[-1] // self.heads)
+        reduced = self.reduced(coordinates, reduction)
         if self.text_path == "joint":
             together = joint_mask(mask, x.shape[1])
-            for block in self.transformer_blocks:
-                x, states = block(x, states, together, told, of_level, turns)
+            for block, fewer in zip(self.transformer_blocks, reduced, strict=True):
+                x, states = block(x, states, together, told, of_level, turns, fewer)
         else:
             modulation = told
             if self.shared_modulation:
                 modulation = rearrange(self.to_modulation(told), "b n (six d) -> b n six d", six=6)
-            patterns = self.patterns(coordinates, cache)
+            whole = self.patterns(coordinates, cache)
+            patterns = [pattern if fewer is None else fewer for pattern, fewer in zip(whole, reduced, strict=True)]
             memories = [None] * len(patterns) if cache is None else cache.layers
             for block, pattern, memory in zip(self.transformer_blocks, patterns, memories, strict=True):
                 x = block(x, states, mask, modulation, pattern, turns, memory)
@@ -231,6 +236,18 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         if not isinstance(self.layout, FrameCausal):
             raise ValueError("a cache of clean frames needs attention 'frame-causal': other layouts see later frames")
         return [self.layout.next_frames(grid, cache.frames)] * layers
+
+    def reduced(self, coordinates: Tensor, reduction: ReductionRun | None) -> list[ReducedAttention | None]:
+        """What each block's attention is told instead of its pattern, where it leaves tokens out."""
+        if reduction is None:
+            return [None] * len(self.transformer_blocks)
+        if not isinstance(self.layout, Full) or not self.spec.is_grid:
+            raise ValueError(
+                "token reduction needs attention 'full' over tokens on one thw grid; this transformer has attention "
+                f"{self.config.attention!r} over {self.spec.parts}"
+            )
+        grid = self.patches.grid(coordinates)
+        return [reduction.in_block(block, grid) for block in range(len(self.transformer_blocks))]
 
     def empty_cache(self, size: tuple[int, int, int]) -> FrameCache:
         """For a video of that size (frames, height, width) that is made chunk by chunk."""

@@ -70,22 +70,25 @@ class Matching:
         by_distance: `b h s`, the tokens that may go, those nearest to their stand-in first; all others always stay.
         nearest: `b h s`, their stand-ins in the same order.
         tokens: n, prefix included.
+        prefix: tokens before those of the grid.
     """
 
     by_distance: Tensor
     nearest: Tensor
     tokens: int
+    prefix: int = 0
 
     def reduction(self, ratio: float) -> Reduction:
-        """Drop `ratio` of all tokens (rounded down), nearest pairs first; 0 keeps every token exactly as it is.
+        """Drop `ratio` of the grid's tokens (rounded down), nearest pairs first; 0 keeps all exactly as they are.
 
         ValueError: more than there are source tokens.
         """
-        dropped, most = int(ratio * self.tokens), self.by_distance.shape[2]
+        count = self.tokens - self.prefix
+        dropped, most = int(ratio * count), self.by_distance.shape[2]
         if ratio < 0 or dropped > most:
             raise ValueError(
-                f"ratio {ratio} would drop {dropped} of {self.tokens} tokens, and {most} may go; use 0 to "
-                f"{most / self.tokens:.3g}, or larger cells"
+                f"ratio {ratio} would drop {dropped} of {count} tokens, and {most} may go; use 0 to "
+                f"{most / count:.3g}, or larger cells"
             )
         gone = self.by_distance[:, :, :dropped]
         batch, heads = gone.shape[:2]
@@ -115,7 +118,7 @@ def match(x: Tensor, grid: Triple, *, cell: Triple = (2, 2, 2), place: Triple = 
     with torch.no_grad():
         near, distance = _nearest(x[:, :, sources].float(), x[:, :, destinations].float())
         order = distance.argsort(dim=2, stable=True)
-    return Matching(sources[order], destinations[near.gather(2, order)], x.shape[2])
+    return Matching(sources[order], destinations[near.gather(2, order)], x.shape[2], prefix)
 
 
 class MatchingCache:

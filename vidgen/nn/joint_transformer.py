@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from vidgen.kernels import gated_residual, modulate
 from vidgen.nn.norms import RMSNorm
+from vidgen.nn.reduced_attention import ReducedAttention
 from vidgen.nn.transformer import Attention, FeedForward, Rotary
 
 
@@ -20,7 +21,9 @@ class JointAttention(Attention):
         self.text_norm_k = RMSNorm(width // heads)
         self.text_to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, states: Tensor, mask: Tensor, turns: Rotary) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, states: Tensor, mask: Tensor, turns: Rotary, reduction: ReducedAttention | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens `b n d`, states `b l d`, mask as `joint_mask` makes it -> the same two shapes."""
         q, k, v = self.project(x, turns)
         text_q, text_k, text_v = rearrange(
@@ -30,7 +33,8 @@ class JointAttention(Attention):
         k = torch.cat([self.text_norm_k(text_k).to(v.dtype), k.to(v.dtype)], dim=2)
         v = torch.cat([text_v, v], dim=2)
         mask = mask.to(v.dtype) if mask.is_floating_point() else mask
-        both = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
+        attend = F.scaled_dot_product_attention if reduction is None else reduction.attend
+        both = rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)")
         text, video = both.split([states.shape[1], x.shape[1]], dim=1)
         return self.to_out(video), self.text_to_out(text)
 
@@ -57,6 +61,7 @@ class JointBlock(nn.Module):
         modulation: Tensor,
         text_modulation: Tensor,
         turns: Rotary,
+        reduction: ReducedAttention | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both streams. `modulation` is the embedded noise level with the pooled states, `b n d` or `b 1 d`;
         `text_modulation` (`b 1 d`) has the level alone, or one scene's text would reach another scene's through it.
@@ -66,7 +71,7 @@ class JointBlock(nn.Module):
         own = self.to_modulation(modulation).chunk(6, dim=-1)
         texts = self.text_to_modulation(text_modulation).chunk(6, dim=-1)
         video_mixed, text_mixed = self.attn(
-            modulate(x, own[0], own[1]), modulate(text, texts[0], texts[1]), encoder_attention_mask, turns
+            modulate(x, own[0], own[1]), modulate(text, texts[0], texts[1]), encoder_attention_mask, turns, reduction
         )
         x = gated_residual(x, video_mixed, own[2])
         text = gated_residual(text, text_mixed, texts[2])

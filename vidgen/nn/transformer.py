@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vidgen.kernels import AttentionSpec, attention3d, gated_residual, modulate
 from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
+from vidgen.nn.reduced_attention import ReducedAttention
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -63,11 +64,14 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.norm_k = RotaryRMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary, cache: Remembers | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, pattern: AttentionSpec | ReducedAttention, turns: Rotary, cache: Remembers | None = None
+    ) -> Tensor:
         q, k, v = self.project(x, turns)
         if cache is not None:
             k, v = cache.append(k, v)
-        attended = attention3d(q, k, v, pattern)
+        reduced = isinstance(pattern, ReducedAttention)
+        attended = pattern.attend(q, k, v) if reduced else attention3d(q, k, v, pattern)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
     def project(self, x: Tensor, turns: Rotary) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,10 @@
 """Prompt to video: one pipeline for each family of generators, all with the same call."""
 
+from vidgen.nn.reduced_attention import TokenReduction
 from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
 from vidgen.pipelines.base import VideoPipeline
+from vidgen.pipelines.cascade import Cascade
+from vidgen.pipelines.cascade_stages import Interpolation, SuperResolution
 from vidgen.pipelines.diffusion import DiffusionVideoPipeline
 from vidgen.pipelines.masked import MaskedVideoPipeline
 from vidgen.pipelines.output import VideoPipelineOutput
@@ -11,8 +14,12 @@ PIPELINES = (MaskedVideoPipeline, DiffusionVideoPipeline, AutoregressiveVideoPip
 __all__ = [
     "PIPELINES",
     "AutoregressiveVideoPipeline",
+    "Cascade",
     "DiffusionVideoPipeline",
+    "Interpolation",
     "MaskedVideoPipeline",
+    "SuperResolution",
+    "TokenReduction",
     "VideoPipeline",
     "VideoPipelineOutput",
 ]

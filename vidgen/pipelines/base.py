@@ -260,6 +260,11 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
         if count % pixels.shape[0]:
             raise ValueError(f"{pixels.shape[0]} known videos do not fit {count} videos to make; give one or one each")
         shape = (pixels.shape[0], 1, *pixels.shape[2:])
+        if mask is not None and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                "a mask is true or 1 where pixels are known, false or 0 where they are to be made; this one has values "
+                f"from {mask.min().item():g} to {mask.max().item():g}"
+            )
         mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
         mask = mask.reshape(*[1] * (5 - mask.ndim), *mask.shape)
         if any(given not in (1, wanted) for given, wanted in zip(mask.shape, shape, strict=True)):

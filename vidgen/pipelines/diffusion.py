@@ -15,6 +15,7 @@ from vidgen.generators.layouts import FrameCausal
 from vidgen.latents import VideoSize
 from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.random import Generators, randn
+from vidgen.nn.reduced_attention import ReductionRun, TokenReduction
 from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
 from vidgen.pipelines.editing import check_strength
 from vidgen.pipelines.inversion import FlowInversion
@@ -88,6 +89,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         control_video: VideoInput | None = None,
         reference_images: VideoInput | None = None,
         class_label: int | list[int] | None = None,
+        token_reduction: TokenReduction | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -119,6 +121,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             reference_images: `r 3 h w` in [-1, 1] or PIL images of what to show, for a transformer that takes them.
             strength: edit the video: its tokens start at this noise level (before the scheduler's shift), or, of
                 samplers without noise levels, this share of the steps is taken. Pixels that a mask says are known stay.
+            token_reduction: leave similar tokens out of full attention, for speed at some loss.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -188,6 +191,10 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         caches: dict[Branch, FrameCache | None] = dict.fromkeys(guidance.all_branches)
         if chunk_frames is not None:
             caches = {branch: self.transformer.empty_cache(size) for branch in guidance.all_branches}
+        runs = {
+            branch: None if token_reduction is None else ReductionRun(token_reduction)
+            for branch in guidance.all_branches
+        }
         masks = (prompt_mask, negative_mask)
         made: list[Tensor] = []
 
@@ -210,6 +217,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                     told = denoising.network_input(self.scheduler, sample, t)
                     predictions = {}
                     for branch in guidance.branches(level, i) if self.do_classifier_free_guidance else ("full",):
+                        run = runs[branch]
                         with self.transformer.cache_context(branch):
                             predictions[branch] = self.transformer(
                                 told,
@@ -217,6 +225,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                                 here,
                                 **branch_inputs(inputs, branch, texts, masks),
                                 cache=caches[branch],
+                                reduction=None if run is None else run.at(i, level),
                             )
                     prediction = guidance.combine(predictions, level, i)
                     if "nothing" in guidance.all_branches:  # that branch sees known tokens as noisy as all others

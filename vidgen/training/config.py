@@ -277,7 +277,9 @@ class GeneratorRun(Run):
     lora_rank: int = 0
     """Train low-rank adapters of this rank on a frozen transformer and text encoder; 0 trains all weights."""
     control_layers: int = 0
-    """Train a control branch of so many blocks on the clips' edges, all else frozen; 0 trains none."""
+    """Train a control branch of so many blocks, all else frozen; 0 trains none."""
+    control: Literal["edges", "half-size", "quarter-size"] = "edges"
+    """What the branch sees of a clip: its `edges`, or it at `half-size` or `quarter-size`, for super-resolution."""
     cached_clips: int = 0
     """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
     cache_dir: Path | None = None

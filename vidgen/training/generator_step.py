@@ -9,11 +9,11 @@ from einops import rearrange
 from torch import Tensor
 
 from vidgen.conditioning import (
+    CONTROLS,
     ClassEncoder,
     Condition,
     TextStates,
     TokenState,
-    edges,
     known_from_video,
     known_mask,
     known_prefix,
@@ -58,7 +58,7 @@ class GeneratorStep(TrainingStep):
         self.transformer = pipeline.transformer
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
-        self.drop_text, self.known_frames, self.is_controlled = drop_text, known_frames, False
+        self.drop_text, self.known_frames, self.control = drop_text, known_frames, None
         self.tasks, self.task_frames = chosen_tasks(tasks), task_frames
         pipeline.set_progress_bar_config(disable=True)
 
@@ -67,11 +67,13 @@ class GeneratorStep(TrainingStep):
         self.requires_grad_(False)
         add_lora(self.transformer, rank)
 
-    def add_control(self, layers: int) -> None:
-        """Train a new control branch alone, on the edges of the clips."""
+    def add_control(self, layers: int, kind: str) -> None:
+        """Train a new control branch alone, on control videos that `CONTROLS[kind]` makes of the clips."""
+        if kind not in CONTROLS:
+            raise ValueError(f"control must be one of {', '.join(CONTROLS)}, got {kind!r}")
         self.requires_grad_(False)
         self.transformer.add_control(layers)
-        self.is_controlled = True
+        self.control = CONTROLS[kind]
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents = self.latents(batch)
@@ -104,7 +106,7 @@ class GeneratorStep(TrainingStep):
         if "text" in batch:
             return Condition(batch["text"], batch["text_mask"])
         text: TextStates = self.pipeline.text_encoder.encode(self.prompts(batch))
-        control = self.latents({"video": edges(batch["video"])}) if self.is_controlled else None
+        control = None if self.control is None else self.latents({"video": self.control(batch["video"])})
         return Condition(text.states, text.mask, control=control)
 
     def prompts(self, batch: Batch) -> list[str]:

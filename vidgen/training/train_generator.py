@@ -66,7 +66,7 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
     if run.lora_rank > 0:
         step.adapt(run.lora_rank)
     if run.control_layers > 0:
-        step.add_control(run.control_layers)
+        step.add_control(run.control_layers, run.control)
     trainer = Trainer(
         run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
     )
