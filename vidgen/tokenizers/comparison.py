@@ -1,4 +1,4 @@
-"""The small tokenizers that `tokenizers/compare.py` trains: every bottleneck on one trunk, every trunk on one bottleneck.
+"""The small tokenizers that `tokenizers/compare.py` trains: all bottlenecks on one trunk, all trunks on one bottleneck.
 
 All take clips of 17×64×64 pixels, have about two million parameters and, but for the trunks that choose their tokens
 otherwise, 320 tokens of 10 bits. Names are `TRUNK/BOTTLENECK`.
@@ -72,7 +72,11 @@ def planes(*stride: int) -> tuple[type, dict, dict]:
 
 # name -> class, configuration but for the bottleneck, what the tiny twin has instead; all of them with FSQ
 COMPARED_TRUNKS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
-    "conv-haar": (CausalConvTokenizer, {**SHAPES, "front": "haar", "patch_frames": 2}, TINY_CONV),
+    "conv-haar": (
+        CausalConvTokenizer,
+        {**SHAPES, "front": "haar", "patch_frames": 2, "widths": (96, 192)},
+        {**TINY_CONV, "widths": (16, 16)},
+    ),
     "factorised-vit": (
         FactorisedViTTokenizer,
         {"windows": (0, 4), "time_layers": 2, "past": 8, **WIDTHS},
@@ -103,7 +107,7 @@ COMPARED_TRUNKS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
     ),
     "keyframe-motion": (
         KeyframeMotionTokenizer,
-        {"windows": (0, 0, 0, 0), "block": 8, **WIDTHS},
+        {"windows": (0, 0, 0, 0), "reach": 4, **WIDTHS},
         {**TINY_VIT, "windows": (0,), "refiner_width": 8, "refiner_layers": 1},
     ),
 }
