@@ -160,7 +160,7 @@ def counted(counts: Counts, start: int, video: Tensor, reference: Tensor) -> Pai
 
 def tokenizer_subject(model: str) -> TokenizerSubject:
     """The subject of a model by name or folder. ValueError for what is no tokenizer."""
-    tokenizer = vidgen.load(model)
+    tokenizer: Any = vidgen.load(model)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {model!r} is a {type(tokenizer).__name__}")
     path = Path(model)

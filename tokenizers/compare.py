@@ -187,14 +187,12 @@ def train_row(row: Row, settings: Settings) -> dict[str, Any]:
 def trained_and_scored(row: Row, settings: Settings) -> dict[str, Any]:
     """Columns of the table, an empty note when all is well."""
     cutting = settings.cutting
-    size = {"num_frames": cutting.num_frames, "height": cutting.height, "width": cutting.width}
+    clip = DataConfig(num_frames=cutting.num_frames, height=cutting.height, width=cutting.width, validation_clips=0)
     if row.world == "shapes":
-        data = DataConfig(source="shapes", objects=(1, 1, 2), validation_clips=0, **size)
+        data = replace(clip, source="shapes", objects=(1, 1, 2))
         unseen = validation_clips(replace(data, validation_clips=settings.scored_clips))
     else:
-        data = DataConfig(
-            source=str(settings.pieces / "train"), fps=None, clips_per_video=1, validation_clips=0, **size
-        )
+        data = replace(clip, source=str(settings.pieces / "train"), fps=None, clips_per_video=1)
         unseen = training_clips(replace(data, source=str(settings.pieces / "unseen")))
     preset = COMPARED[row.name]
     with torch.random.fork_rng():
@@ -223,7 +221,7 @@ def trained_and_scored(row: Row, settings: Settings) -> dict[str, Any]:
         tokenizer=tokenizer,
     )
     on_gpu = settings.device == "auto" and torch.cuda.is_available()
-    trained: Tokenizer = vidgen.load(model)
+    trained: Any = vidgen.load(model)
     return scored(trained.eval().to("cuda" if on_gpu else "cpu"), row, unseen, settings)
 
 
