@@ -160,13 +160,14 @@ def counted(counts: Counts, start: int, video: Tensor, reference: Tensor) -> Pai
 
 def tokenizer_subject(model: str) -> TokenizerSubject:
     """The subject of a model by name or folder. ValueError for what is no tokenizer."""
-    tokenizer: Any = vidgen.load(model)
+    tokenizer = vidgen.load(model)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {model!r} is a {type(tokenizer).__name__}")
     path = Path(model)
     name = path.parent.name if path.name == "model" else path.name
     kind = TokenizerSubject if tokenizer.spec.discrete else RoundedSubject
-    return kind(tokenizer.eval().to("cuda" if torch.cuda.is_available() else "cpu"), name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return kind(tokenizer.eval().to(device), name)  # pyright: ignore[reportArgumentType]
 
 
 def table_row(result: SubjectResult, *, equal_to: str) -> dict[str, Any]:
