@@ -4,6 +4,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -114,9 +115,9 @@ class TokenizerSubject(Subject):
         if chunk is None:
             raise ValueError(f"clip {clip.name} has no frames")
         video = chunk[None].to(self.device, self.tokenizer.dtype)
-        with FlopCounterMode(display=False) as encoding:
+        with frozen(self.tokenizer), FlopCounterMode(display=False) as encoding:
             latents = self.tokenizer.encode(video)
-        with FlopCounterMode(display=False) as decoding:
+        with frozen(self.tokenizer), FlopCounterMode(display=False) as decoding:
             self.tokenizer.decode(latents)
         frames = video.shape[2]
         return columns | {
@@ -211,6 +212,19 @@ class FolderSubject(Subject):
             counts.pixels += real.shape[1] * real.shape[2] * real.shape[3]
         if next(fakes, None) is not None:
             raise ValueError(f"{path} goes on after the {counts.frames} frames of {clip.name}; make them equally long")
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient: PyTorch's counter of operations fails where one is the input of a module."""
+    wanting = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in wanting:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in wanting:
+            weight.requires_grad_(True)
 
 
 def weights_sha256(module: nn.Module) -> str:

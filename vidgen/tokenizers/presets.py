@@ -54,6 +54,8 @@ SHAPES = {
     "squared_weight": 4.0,
 }
 BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "decoder_depth": 3}
+# Below five million parameters, for CPUs; --data is a folder of real clips (tokenizers/README.md).
+REAL = {"stride": (4, 8, 8), "patch": 4, "widths": (96, 192, 248), "depth": 1, "decoder_depth": 2}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
 VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 2, "decoder_depth": 3}
 COSMOS = {"front": "haar", "patch": 4, "patch_frames": 4, "depth": 2, "decoder_depth": 3}
@@ -94,6 +96,18 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_type="kl",
         bottleneck_options={"channels": 8, "weight": 1e-4},
         **SHAPES,
+    ),
+    "real-fsq": causal_conv(
+        "64,000 codes at 4×8×8 for real video, small enough to be built in",
+        bottleneck_type="fsq",
+        bottleneck_options={"levels": [8, 8, 8, 5, 5, 5]},
+        **REAL,
+    ),
+    "real-kl": causal_conv(
+        "16 real channels at 4×8×8 for real video, small enough to be built in",
+        bottleneck_type="kl",
+        bottleneck_options={"channels": 16, "weight": 1e-6},
+        **REAL,
     ),
     "base-fsq": causal_conv(
         "64,000 codes at 4×8×8 for real video",

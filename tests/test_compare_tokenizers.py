@@ -1,0 +1,157 @@
+"""Does the comparison of tokenizers resume, go on after a failure, call a bad run bad, and compare like with like?"""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vidgen.bottlenecks import BOTTLENECKS
+from vidgen.tokenizers import TOKENIZERS
+from vidgen.tokenizers.comparison import COMPARED, COMPARED_BOTTLENECKS
+from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenizer
+
+CLIP = (17, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def recipe(repository: Path) -> Any:
+    described = importlib.util.spec_from_file_location("compare_recipe", repository / "tokenizers" / "compare.py")
+    assert described is not None and described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    sys.modules["compare_recipe"] = module
+    described.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls the recipe with tiny settings; returns its exit status."""
+
+    def called(*words: str) -> int:
+        command = ["compare.py", "--tiny", "--output-dir", str(tmp_path / "run"), "--results", str(tmp_path / "t.csv")]
+        monkeypatch.setattr(sys, "argv", [*command, *words])
+        return recipe.main()
+
+    return called
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "t.json").read_text())["rows"]
+
+
+def test_every_bottleneck_and_every_trunk_takes_part():
+    assert {kind for kind, _ in COMPARED_BOTTLENECKS.values()} == set(BOTTLENECKS)
+    assert {preset.model for preset in COMPARED.values()} == set(TOKENIZERS) - {DiffusersAutoencoderTokenizer}
+
+
+def test_compared_tokenizers_have_one_size_and_mostly_one_rate():
+    with torch.device("meta"):
+        built = {name: preset.build() for name, preset in COMPARED.items()}
+    for name, tokenizer in built.items():
+        millions = sum(weight.numel() for weight in tokenizer.parameters()) / 1e6
+        scaled = name.startswith("tubelet-vit")  # small and large on purpose
+        assert (0.5 if scaled else 1.5) < millions < (4.0 if scaled else 2.7), f"{name}: {millions:.2f} million"
+        if name.startswith("conv") or "-vit" in name or name.startswith("holistic"):
+            assert tokenizer.spec.num_tokens(CLIP) == 320, name
+    assert len({built[f"planes{size}/fsq"].spec.num_tokens(CLIP) for size in ("-coarse", "", "-fine")}) == 3
+
+
+def test_one_call_trains_scores_and_draws(run: Any, shared: Path, tmp_path: Path):
+    weights = str(shared / "weights" / "squeezenet1_0_imagenet.pt")
+    rows = ("conv/fsq", "conv/kl", "planes/fsq", "holistic-tail-drop/fsq")
+    assert run("--worlds", "shapes", "--squeezenet-weights", weights, "--only", *rows) == 0
+    found = {row["name"]: row for row in table(tmp_path)}
+    assert set(found) == set(rows)
+    for row in found.values():
+        assert row["status"] in ("trained", "collapsed"), row
+        assert row["psnr"] > 3 and 0 <= row["ssim"] <= 1 and row["squeezenet_features"] > 0
+        assert row["gflop"] > 0 and row["tokens"] > 0 and row["encode_frames_per_second"] > 0
+    assert found["conv/fsq"]["bits_per_pixel"] > 0 and found["conv/fsq"]["perplexity"] >= 1
+    assert found["conv/kl"]["bits_per_pixel"] is None and found["conv/kl"]["values_ratio"] > 1
+    assert [length for length, _ in found["holistic-tail-drop/fsq"]["prefix_psnr"]] == [1, 2, 4, 8, 16]
+    for drawing in ("shapes", "prefix", "planes"):
+        assert (tmp_path / f"t_{drawing}.svg").read_text().startswith("<svg")
+    assert not list((tmp_path / "run").rglob("checkpoints"))
+
+
+def test_finished_rows_are_not_trained_again_and_the_table_keeps_them(run: Any, tmp_path: Path, capsys: Any):
+    assert run("--worlds", "shapes", "--only", "conv/vq") == 0
+    before = table(tmp_path)
+    assert run("--worlds", "shapes", "--only", "conv/vq", "conv/bsq") == 0
+    assert "1 rows to train" in capsys.readouterr().out
+    after = table(tmp_path)
+    assert before[0] in after and {row["name"] for row in after} == {"conv/vq", "conv/bsq"}
+
+
+def test_a_stopped_row_goes_on_from_its_checkpoint(
+    recipe: Any, run: Any, monkeypatch: Any, tmp_path: Path, capsys: Any
+):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe, "scored", stop)
+        assert run("--worlds", "shapes", "--only", "conv/ae") == 130
+    assert list((tmp_path / "run").rglob("checkpoints"))
+    assert run("--worlds", "shapes", "--only", "conv/ae") == 0
+    assert table(tmp_path)[0]["status"] == "trained"
+    assert "step 1/2" not in capsys.readouterr().out
+
+
+def test_a_row_that_fails_is_recorded_and_the_next_one_begins(recipe: Any, run: Any, monkeypatch: Any, tmp_path: Path):
+    broken = replace(COMPARED["conv/ae"], small={"widths": (16,)})
+    with monkeypatch.context() as patched:
+        patched.setitem(recipe.COMPARED, "conv/ae", broken)
+        assert run("--worlds", "shapes", "--only", "conv/ae", "conv/kl") == 0
+    assert [row["status"] for row in table(tmp_path)] == ["failed", "trained"]
+    assert "widths" in table(tmp_path)[0]["note"]
+    assert run("--worlds", "shapes", "--only", "conv/ae") == 0
+    assert [row["status"] for row in table(tmp_path)] == ["failed", "trained"]
+    assert run("--worlds", "shapes", "--only", "conv/ae", "--retry") == 0
+    assert [row["status"] for row in table(tmp_path)] == ["trained", "trained"]
+
+
+def test_a_loss_that_is_no_number_is_a_result(run: Any, tmp_path: Path):
+    assert run("--worlds", "shapes", "--only", "conv/ae", "--learning-rate", "1e25") == 0
+    (row,) = table(tmp_path)
+    assert row["status"] == "diverged" and "not a finite number" in row["note"] and "psnr" not in row
+
+
+def test_rows_trained_otherwise_are_not_mixed_into_one_table(run: Any, capsys: Any):
+    assert run("--worlds", "shapes", "--only", "conv/ae") == 0
+    assert run("--worlds", "shapes", "--only", "conv/kl", "--learning-rate", "1e-4") == 2
+    assert "another learning_rate" in capsys.readouterr().err
+
+
+def test_an_unknown_row_and_missing_clips_are_refused(run: Any, capsys: Any):
+    for words, message in (
+        (("--worlds", "shapes", "--only", "conv/fsk"), "no row 'conv/fsk'"),
+        (("--worlds", "real"), "give --clips"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*words)
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_few_codes_in_use_are_called_a_collapse(recipe: Any):
+    tokenizer = COMPARED["conv/vq"].tiny().build()
+    total = {"codebook.grid.0.perplexity": 3.0, "codebook.grid.0.usage": 0.01, "tokens": 20_000}
+    assert "collapsed" in recipe.collapse(tokenizer, total)
+    assert recipe.collapse(tokenizer, {**total, "codebook.grid.0.perplexity": 700.0}) is None
+
+
+@pytest.mark.slow
+def test_all_rows_run_on_real_clips(run: Any, shared: Path, tmp_path: Path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("asl_eat.mkv", "learning_area_rabbit320.mp4", "media_sample_sef_slow_motion.mp4"):
+        (videos / name).symlink_to(shared / "clips" / name)
+    assert run("--worlds", "real", "--clips", str(videos)) == 0
+    rows = table(tmp_path)
+    assert {row["name"] for row in rows} == set(COMPARED)
+    assert not [row for row in rows if row["status"] in ("failed", "diverged")]

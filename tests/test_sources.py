@@ -1,0 +1,81 @@
+"""Does a split by source keep recordings together, and are pieces what training and scoring can read?"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidgen.data import VideoFolder, write_video
+from vidgen.data.pieces import Cutting, cut_by_source
+from vidgen.data.sources import source_of, split_by_source
+
+CUTTING = Cutting(num_frames=4, height=16, width=16, pieces=3, zooms=(1, 2), unseen=0.4)
+
+
+def moving_bars(count: int, *, shift: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
+    columns = np.arange(width)
+    frames = [((columns + shift + number) * 5 % 256).astype(np.uint8) for number in range(count)]
+    return [np.broadcast_to(row[None, :, None], (height, width, 3)).copy() for row in frames]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number, name in enumerate(("asl_a", "asl_b", "cars", "dog", "dog_90", "sea")):
+        write_video(folder / f"{name}.mp4", iter(moving_bars(9, shift=11 * number)), fps=10)
+    write_video(folder / "asl_short.mp4", iter(moving_bars(2, shift=0)), fps=10)
+    return folder
+
+
+def test_format_pairs_rotated_twins_and_families_are_one_source():
+    assert source_of("a/rabbit.mp4") == source_of("b/rabbit.webm")
+    assert len({source_of(f"video_{turn}.mov") for turn in (0, 90, 180, 270)}) == 1
+    assert source_of("output_270_rotated.mp4") == source_of("output.mp4")
+    assert source_of("asl_milk.mkv") == source_of("asl_no.mkv") != source_of("milk.mkv")
+    assert source_of("dog.mp4") != source_of("blocks.mp4")
+
+
+def test_no_source_lies_on_both_sides_and_no_file_is_lost(shared: Path):
+    files = [path for path in (shared / "clips").iterdir() if path.suffix in (".mp4", ".mkv", ".webm", ".mov", ".avi")]
+    split = split_by_source(files, unseen=0.3)
+    assert sorted(split.train + split.unseen) == sorted(files)
+    assert not {source_of(path) for path in split.train} & {source_of(path) for path in split.unseen}
+    assert len({path in split.train for path in files if path.name.startswith("asl_")}) == 1
+    assert 4 <= len(split.unseen_sources) < len(split.train_sources)
+
+
+def test_more_files_of_known_sources_do_not_move_a_source():
+    few = split_by_source(["asl_a.mp4", "cars.mp4", "dog.mp4", "sea.mp4"], unseen=0.5)
+    more = split_by_source(["asl_a.mp4", "asl_b.mp4", "cars.mp4", "cars.webm", "dog.mp4", "sea.mp4"], unseen=0.5)
+    assert few.unseen_sources == more.unseen_sources
+
+
+def test_a_split_that_leaves_a_side_empty_is_refused():
+    with pytest.raises(ValueError, match="2 sources"):
+        split_by_source(["asl_a.mp4", "asl_b.mp4"], unseen=0.5)
+
+
+def test_pieces_have_one_size_and_keep_the_split(videos: Path, tmp_path: Path):
+    found = cut_by_source(videos, tmp_path, CUTTING)
+    for side in ("train", "unseen"):
+        folder = VideoFolder(tmp_path / side, num_frames=4, height=16, width=16)
+        assert len(folder) == sum(found["pieces"][side].values())
+        assert folder[0]["video"].shape == (3, 4, 16, 16)
+        assert {source_of(name) for name in found["pieces"][side]} <= set(found[f"{side}_sources"])
+    assert "asl_short.mp4" in found["excluded"]
+    assert json.loads((tmp_path / "pieces.json").read_text()) == found
+
+
+def test_pieces_are_cut_once_and_other_pieces_need_another_folder(videos: Path, tmp_path: Path):
+    found = cut_by_source(videos, tmp_path, CUTTING)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    assert cut_by_source(videos, tmp_path, CUTTING) == found
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
+    with pytest.raises(ValueError, match="cut otherwise"):
+        cut_by_source(videos, tmp_path, Cutting(num_frames=5, height=16, width=16, unseen=0.4))
+
+
+def test_zooms_that_do_not_nest_are_refused():
+    with pytest.raises(ValueError, match="divide the largest"):
+        Cutting(zooms=(2, 3))
