@@ -1,31 +1,42 @@
-"""Score the built-in models again (`make scores`): eval/results/obedience*.json, reconstruction*.json, README tables.
+"""Score the built-in models again (`make scores`): eval/results/*.json, obedience_suites.csv, README tables.
 
-Obedience: prompts of the test split with one and with two objects, which no model or setting was chosen on; each share
-with a 95 % Wilson interval. The ceiling is the tokenizer: rendered videos of the same prompts, encoded and decoded,
-before the same judge. Reconstruction: the shapes world, and the real clips of the shared folder where it is present.
-What `vidgen models` shows goes to `scores.json` beside the weights.
+Suites (`--suites`, all of them by default), on prompts of the test split, which no model or setting was chosen on; each
+share with a 95 % Wilson interval:
+    reconstruction  the shapes world, and the real clips of the shared folder where it is present
+    obedience       prompts with one object and with two
+    composition     pairs of colour and shape that were never trained; only of models whose run.json says so
+    timelines       does the video change where the prompt does
+    long            65 frames by `pipe.extend`, judged in four segments
+    continuation    five first frames are given: is their object kept
+    speed           seconds for one video on two threads
+The ceiling is the tokenizer: rendered videos of the same prompts, encoded and decoded, before the same judge. A result
+file of the same weights and settings is not made again, so a call that was cut off goes on when it is repeated. What
+`vidgen models` shows goes to `scores.json` beside the weights.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import vidgen
-from vidgen.data import render
 from vidgen.data.shapes import ShapesWorld
-from vidgen.eval.detector import ATTRIBUTES, judge
-from vidgen.eval.interval import wilson_interval
-from vidgen.eval.obedience import TEST_SEED, draw_prompts, evaluate_obedience
+from vidgen.eval.continuation_obedience import evaluate_continuation
+from vidgen.eval.long_obedience import evaluate_long
+from vidgen.eval.obedience import TEST_SEED, evaluate_obedience
+from vidgen.eval.oracle import Oracle
 from vidgen.eval.recon_suite import clips_from_dataset, clips_from_files, evaluate_reconstruction
-from vidgen.eval.report import environment_stamp, write_json
-from vidgen.loading import PRETRAINED
-from vidgen.nn.random import seeded
+from vidgen.eval.report import write_csv, write_json
+from vidgen.eval.sampling_speed import measure_sampling
+from vidgen.eval.timeline_obedience import evaluate_timelines
+from vidgen.loading import PRETRAINED, shared_components
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results"
@@ -46,52 +57,97 @@ HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right
 OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what its result file is called by
 
 
-def ceiling(tokenizer_name: str, prompts: int, objects: int) -> dict[str, Any]:
-    """Obedience of rendered videos after encoding and decoding: what a perfect generator would reach."""
-    tokenizer: Any = vidgen.load(tokenizer_name)
-    scenes = draw_prompts("test", prompts, seed=TEST_SEED, objects=objects)
-    right: dict[str, int] = dict.fromkeys(ATTRIBUTES, 0)
-    for scene, generator in zip(scenes, seeded(range(prompts)), strict=True):
-        video = render(scene, num_frames=17, height=64, width=64, generator=generator)
-        found = judge(tokenizer.decode(tokenizer.encode(video[None]))[0], scene)
-        for name in ATTRIBUTES:
-            right[name] += bool(getattr(found, name))
-    shares = {}
-    for name, count in right.items():
-        interval = wilson_interval(count, prompts)
-        shares[name] = {"right": count, "share": count / prompts, "low": interval.low, "high": interval.high}
-    model = f"{tokenizer_name} (ceiling)"
-    return {
-        "model": model,
-        "objects": objects,
-        "num_prompts": prompts,
-        "attributes": shares,
-        "environment": environment_stamp(),
-    }
+SUITES = ("reconstruction", "obedience", "composition", "timelines", "long", "continuation", "speed")
+SPEED_PROMPTS = 5
 
 
 def obedience(names: list[str], prompts: int, batch_size: int) -> None:
     """Score the models called `names`; each has its own result file for either number of objects."""
     for name in names:
         for objects in OBJECTS:
-            if name in TOKENIZERS:
-                result = ceiling(name, prompts, objects)
-            else:
-                pipeline: Any = vidgen.load(name)
-                result = evaluate_obedience(
-                    pipeline,
-                    num_prompts=prompts,
-                    objects=objects,
-                    seed=TEST_SEED,
-                    batch_size=batch_size,
-                    split="test",
-                    name=name,
-                )
-            write_json(result_file(name, objects), result)
-            print(name, objects, {key: value["share"] for key, value in result["attributes"].items()}, flush=True)
+            settings = {"num_prompts": prompts, "objects": objects}
+            score(result_file(name, objects), name, evaluate_obedience, settings, batch_size=batch_size)
         if name in PIPELINES:
             one, two = (percent(saved(name, objects)["attributes"]["all_right"]) for objects in OBJECTS)
             write_json(PRETRAINED / name / "scores.json", {"summary": f"all right: one object {one}, two {two}"})
+
+
+def further(suites: list[str], names: list[str], prompts: int, batch_size: int) -> None:
+    """Ask the models called `names` the other questions; each answer has its own file."""
+    for name in names:
+        if "composition" in suites and held_out(name):
+            for objects, marker in OBJECTS.items():
+                settings = {"num_prompts": prompts, "objects": objects, "pairs": "held out"}
+                place = RESULTS / f"composition_{marker}{name}.json"
+                score(place, name, evaluate_obedience, settings, batch_size=batch_size)
+        if "timelines" in suites:
+            score(RESULTS / f"timelines_{name}.json", name, evaluate_timelines, {"num_prompts": prompts})
+        if "long" in suites:
+            score(RESULTS / f"long_{name}.json", name, evaluate_long, {"num_prompts": prompts})
+        if "continuation" in suites:
+            place = RESULTS / f"continuation_{name}.json"
+            score(place, name, evaluate_continuation, {"num_prompts": prompts}, batch_size=batch_size)
+        if "speed" in suites and name in PIPELINES:
+            score(RESULTS / f"speed_{name}.json", name, measure_sampling, {"num_prompts": SPEED_PROMPTS})
+
+
+def score(
+    place: Path, name: str, suite: Callable[..., dict[str, Any]], settings: dict[str, Any], **how: Any
+) -> dict[str, Any]:
+    """The result of a suite with `settings` on a model, from `place` if it is there already; `how` changes nothing."""
+    fingerprint = hashlib.sha256(f"{suite.__name__} {settings} {weights_of(name)}".encode()).hexdigest()[:16]
+    if place.is_file():
+        result = json.loads(place.read_text())
+        if result.get("fingerprint") == fingerprint:
+            return result
+    model: Any = vidgen.load(name)
+    shown = name
+    if name in TOKENIZERS:
+        model, shown = Oracle(model), f"{name} (ceiling)"
+    result = {**suite(model, seed=TEST_SEED, name=shown, **settings, **how), "fingerprint": fingerprint}
+    write_json(place, result)
+    print(place.stem, answers(result), flush=True)
+    return result
+
+
+def weights_of(name: str) -> str:
+    """Hash of a built-in model's files that decide what it makes, with those of the tokenizer that it shares."""
+    folder, digest = PRETRAINED / name, hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix == ".safetensors" or file.name.endswith(("config.json", "model_index.json")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest() + "".join(weights_of(other) for other in shared_components(folder).values())
+
+
+def held_out(name: str) -> bool:
+    """Whether the run files of a model and of its tokenizer say that pairs were held out of their training."""
+    run = json.loads((PRETRAINED / name / "run.json").read_text())
+    return run["data"].get("hold_out", False) and all(map(held_out, shared_components(PRETRAINED / name).values()))
+
+
+def answers(result: dict[str, Any]) -> dict[str, float]:
+    """The shares of a result that say most."""
+    shares = {**result.get("attributes", {}), **result}
+    found = {key: shares[key]["share"] for key in HEADINGS if key in shares}
+    found |= {key: shares[key]["share"] for key in ("switched", "kept") if key in shares}
+    return found | ({"seconds": shares["seconds"]["median"]} if "seconds" in shares else {})
+
+
+def suite_rows() -> list[dict[str, Any]]:
+    """One row for each share of each suite and model that was scored: what `obedience_suites.csv` holds."""
+    rows = []
+    for name in (*PIPELINES, *TOKENIZERS):
+        for suite in ("composition", "composition_two_objects", "timelines", "long", "continuation", "speed"):
+            place = RESULTS / f"{suite}_{name}.json"
+            if not place.is_file():
+                continue
+            result = json.loads(place.read_text())
+            row = {"model": result["model"], "suite": suite, "prompts": result["num_prompts"]}
+            shares = {**result.get("attributes", {}), **result}
+            for key in answers(result):
+                values = shares[key] if key != "seconds" else {"value": result["seconds"]["median"]}
+                rows.append({**row, "score": key, **values})
+    return rows
 
 
 def result_file(name: str, objects: int) -> Path:
@@ -143,8 +199,7 @@ def obedience_table() -> str:
     for name in (*PIPELINES, *TOKENIZERS):
         one = saved(name, 1)
         cells = [percent(saved(name, objects)["attributes"][key]) for objects in OBJECTS for key in HEADINGS]
-        seconds = one.get("seconds_per_video")
-        cells.append("" if seconds is None else f"{seconds:.1f}")
+        cells.append(f"{one['seconds_per_video']:.1f}" if name in PIPELINES else "")
         lines.append(f"| {one['model']} | {one['num_prompts']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -173,11 +228,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=25)
-    parser.add_argument("--only", nargs="*", help="score these models' obedience only, and no reconstruction")
+    parser.add_argument("--suite-prompts", type=int, default=100, help="prompts of the suites after obedience")
+    parser.add_argument("--suites", nargs="*", choices=SUITES, default=list(SUITES), help="questions to ask")
+    parser.add_argument("--only", nargs="*", help="score these models only, and no reconstruction")
     arguments = parser.parse_args()
     place = Path(os.environ.get("VIDGEN_SHARED", ROOT.parent / "shared"))
-    if arguments.only is None:
+    if arguments.only is None and "reconstruction" in arguments.suites:
         write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
     wanted = [*PIPELINES, *TOKENIZERS] if arguments.only is None else arguments.only
-    obedience(wanted, arguments.prompts, arguments.batch_size)
-    write_between("obedience", obedience_table())
+    if "obedience" in arguments.suites:
+        obedience(wanted, arguments.prompts, arguments.batch_size)
+        write_between("obedience", obedience_table())
+    further(arguments.suites, wanted, arguments.suite_prompts, arguments.batch_size)
+    write_csv(RESULTS / "obedience_suites.csv", suite_rows())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidgen.data.digits import MovingDigits
+from vidgen.data.digits import MovingDigits, digit_classes, parse_digits
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,23 @@ def test_single_digits_carry_their_label_and_move_as_the_caption_says(mnist):
         assert video.sum((1, 2)) == pytest.approx(video[0].sum().item(), rel=0.05)  # never leaves the frame
 
 
-def test_two_digits_are_joined_in_the_caption(mnist):
+def test_two_digits_are_joined_in_the_caption_and_their_class_has_no_order(mnist):
     item = MovingDigits(mnist, digits=(2,))[0]
-    assert re.fullmatch(r"a \d [a-z ]+ and a \d [a-z ]+", item["caption"])
-    assert "class_label" not in item
+    first, second = re.fullmatch(r"a (\d) [a-z ]+ and a (\d) [a-z ]+", item["caption"]).groups()
+    assert digit_classes((2,))[item["class_label"]] == " ".join(sorted((first, second)))
+    assert len(digit_classes((1, 2))) == 10 + 55
+
+
+def test_captions_are_read_back_and_rendered_again(mnist):
+    world = MovingDigits(mnist, digits=(1, 2), num_frames=3)
+    for index in range(20):
+        caption = world[index]["caption"]
+        scene = parse_digits(caption)
+        assert scene.caption == caption
+        assert world.render(scene, generator=torch.Generator().manual_seed(index)).shape == (3, 3, 64, 64)
+    for wrong in ("a 12 moving left", "a 3 spinning", "a 1 moving up and a 2 moving up and a 3 moving up", ""):
+        with pytest.raises(ValueError, match="DIGIT MOTION"):
+            parse_digits(wrong)
 
 
 def test_no_digit_image_is_in_both_splits(mnist):

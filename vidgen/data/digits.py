@@ -6,6 +6,10 @@ up, moving down, staying still.
 
 import gzip
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +28,53 @@ DIGIT_MOTIONS: dict[str, tuple[int, int]] = {
     "staying still": (0, 0),
 }
 DIGIT_CLASSES: tuple[str, ...] = tuple(str(digit) for digit in range(10))
+TWO_DIGIT_CLASSES: tuple[str, ...] = tuple(
+    f"{one} {other}" for one, other in combinations_with_replacement(DIGIT_CLASSES, 2)
+)
+_DIGIT = re.compile(f"a ([0-9]) ({'|'.join(DIGIT_MOTIONS)})")
 _SPAN = 0.44  # side of a digit's 28×28 box / shorter side of the frame
 _TEST_EVERY = 10
 _PLACEMENTS = 16  # random placements tried per clip with two digits
 
 
+@dataclass(frozen=True)
+class DigitScene:
+    """One or two digits and the motion of each: all that a caption says."""
+
+    objects: tuple[tuple[int, str], ...]
+
+    @property
+    def caption(self) -> str:
+        return " and ".join(f"a {digit} {motion}" for digit, motion in self.objects)
+
+    @property
+    def class_name(self) -> str:
+        """The digits alone, ascending: what a pipeline that is told classes hears."""
+        return " ".join(str(digit) for digit in sorted(digit for digit, _ in self.objects))
+
+
+def parse_digits(caption: str) -> DigitScene:
+    """Read a caption back: `parse_digits(scene.caption) == scene`; ValueError if it is none."""
+    phrases = [_DIGIT.fullmatch(phrase) for phrase in caption.split(" and ")]
+    if len(phrases) > 2 or None in phrases:
+        raise ValueError(
+            f"expected `a DIGIT MOTION` or two of them joined by `and`, MOTION one of {', '.join(DIGIT_MOTIONS)}; "
+            f"got {caption!r}"
+        )
+    return DigitScene(tuple((int(match[1]), match[2]) for match in phrases if match))
+
+
+def digit_classes(digits: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the classes of clips with these numbers of digits: the digits, and the pairs of them in any order."""
+    return DIGIT_CLASSES if set(digits) == {1} else DIGIT_CLASSES + TWO_DIGIT_CLASSES
+
+
 class MovingDigits(Dataset):
     """Map-style dataset of one or two digits in motion; item i is a function of the digit files and (seed, i) alone.
 
-    Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str}`, and with `digits=(1,)` also
-    `"class_label": int` (the digit). Two digits are placed apart where their ways allow it; where
-    they cross, the brighter pixel shows.
+    Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str, "class_label": int}`; the label is a
+    number in `digit_classes(digits)`. Two digits are placed apart where their ways allow it; where they cross, the
+    brighter pixel shows.
 
     Args:
         root: folder with `NAME-images-idx3-ubyte.gz` and `NAME-labels-idx1-ubyte.gz` (MNIST's own files; NAME is
@@ -80,16 +120,32 @@ class MovingDigits(Dataset):
         number = self.digits[draw(len(self.digits))]
         chosen = [draw(len(self.labels)) for _ in range(number)]
         motions = [list(DIGIT_MOTIONS)[draw(len(DIGIT_MOTIONS))] for _ in range(number)]
-        video = torch.zeros(self.num_frames, self.height, self.width)
-        for digit, centres in zip(chosen, self._place(motions, generator=generator), strict=True):
-            video = video.maximum(self._draw(self.images[digit], centres))
-        labels = [int(self.labels[digit]) for digit in chosen]
-        item = {
-            "video": video.mul(2).sub(1).expand(3, -1, -1, -1).contiguous(),
-            "caption": " and ".join(f"a {label} {motion}" for label, motion in zip(labels, motions, strict=True)),
+        video, _ = self.film(self.images[chosen], motions, generator=generator)
+        scene = DigitScene(
+            tuple((int(self.labels[digit]), motion) for digit, motion in zip(chosen, motions, strict=True))
+        )
+        return {
+            "video": video,
+            "caption": scene.caption,
             "id": f"digits-{self.split}-{self.seed}-{index}",
+            "class_label": digit_classes(self.digits).index(scene.class_name),
         }
-        return item | {"class_label": labels[0]} if self.digits == (1,) else item
+
+    def render(self, scene: DigitScene, *, generator: torch.Generator) -> Tensor:
+        """A video `3 t h w` in [-1, 1] of a scene, in handwriting of this split that the generator draws."""
+        chosen = []
+        for digit, _ in scene.objects:
+            written = np.flatnonzero(self.labels == digit)
+            chosen.append(int(written[int(torch.randint(len(written), (), generator=generator))]))
+        return self.film(self.images[chosen], [motion for _, motion in scene.objects], generator=generator)[0]
+
+    def film(self, images: Tensor, motions: Sequence[str], *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The video `3 t h w` in [-1, 1] of digit images `n 28 28` in [0, 1], and their centres `n t 2` in pixels."""
+        video = torch.zeros(self.num_frames, self.height, self.width)
+        ways = self._place(list(motions), generator=generator)
+        for image, centres in zip(images, ways, strict=True):
+            video = video.maximum(self._draw(image, centres))
+        return video.mul(2).sub(1).expand(3, -1, -1, -1).contiguous(), ways
 
     def _place(self, motions: list[str], *, generator: torch.Generator) -> Tensor:
         """`number t 2`: the centres (x, y) of each digit on its way across about half of the frame."""

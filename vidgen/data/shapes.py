@@ -44,6 +44,20 @@ MOTIONS: tuple[str, ...] = (
     "shrinking",
     "staying still",
 )
+# The pairs that `--hold-out` trains on; the other 20 are for tests of composition. Each colour occurs, each shape with
+# three colours, and the pairs hang together: the first four colours have two shapes each, in a ring.
+TRAINED_PAIRS: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("red", "circle"), ("red", "square"),
+        ("green", "square"), ("green", "triangle"),
+        ("blue", "triangle"), ("blue", "star"),
+        ("yellow", "star"), ("yellow", "circle"),
+        ("purple", "circle"), ("orange", "square"), ("cyan", "triangle"), ("white", "star"),
+    }
+)  # fmt: skip
+HELD_OUT_PAIRS: frozenset[tuple[str, str]] = (
+    frozenset((colour, shape) for colour in COLOURS for shape in SHAPES) - TRAINED_PAIRS
+)
 GRAMMAR = (
     f"a {{{'|'.join(SIZES)}}} {{{'|'.join(COLOURS)}}} {{{'|'.join(SHAPES)}}} {{{'|'.join(MOTIONS)}}} "
     f"[and a … (a second object)] on a {{{'|'.join(BACKGROUNDS)}}} background; a circle never spins"

@@ -125,6 +125,17 @@ def detect(video: Tensor) -> DetectedScene:
     return DetectedScene(objects=tuple(sorted(found, key=lambda item: -item.span)), background=background)
 
 
+def centres(video: Tensor) -> np.ndarray:
+    """Centre of all that is not background in each frame of ``3 t h w``: ``t 2`` (x, y) in shares of width and height.
+
+    NaN where there is nothing. For scenes with one object; the background is that of the whole video.
+    """
+    frames = _prepare(video)
+    offset = _squared(frames - _border_colour(frames))
+    height, width = frames.shape[1:3]
+    return _centroids(np.where(offset > CONTRAST**2, 1.0, 0.0)) / np.array([width, height])
+
+
 @dataclass
 class _Track:
     colour: str

@@ -1,6 +1,7 @@
 """How sure a measured share is: the Wilson score interval."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -23,3 +24,9 @@ def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054
     centre = (share + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def share(right: Sequence[bool]) -> dict[str, float]:
+    """How many of the trials are right, their share and its 95 % interval, for JSON."""
+    interval = wilson_interval(sum(right), len(right))
+    return {"right": sum(right), "share": sum(right) / len(right), "low": interval.low, "high": interval.high}

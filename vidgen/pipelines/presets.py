@@ -11,6 +11,7 @@ __all__ = ["PIPELINE_PRESETS", "PipelinePreset"]
 SMALL = {"width": 128, "layers": 6, "heads": 4, "expansion": 3.0}
 SMALL_TEXT = {"width": 96, "layers": 1, "heads": 3}
 SHAPES_SIZE = {"num_frames": 17, "height": 64, "width": 64}
+DIGIT_NAMES = tuple("0123456789") + tuple(f"{one} {other}" for one in range(10) for other in range(one, 10))
 BASE = {"width": 768, "layers": 16, "heads": 12}
 BASE_TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 128}
 BASE_SIZE = {"num_frames": 17, "height": 128, "width": 128}
@@ -40,6 +41,42 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         config=SMALL,
         text=SMALL_TEXT,
         defaults={**SHAPES_SIZE, "guidance_scale": 1.5},
+    ),
+    "digits-masked": PipelinePreset(
+        about="masked transformer on 1,000 codes, the moving digits",
+        tokenizer="digits-fsq",
+        generator=MaskedTransformer,
+        config=SMALL,
+        text=SMALL_TEXT,
+        scheduler={"choice_order": "random"},
+        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
+    ),
+    "digits-flow": PipelinePreset(
+        about="flow matching on real tokens, the moving digits",
+        tokenizer="digits-kl",
+        generator=DiffusionTransformer,
+        config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
+        text=SMALL_TEXT,
+        defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
+    ),
+    "digits-masked-class": PipelinePreset(
+        about="masked transformer on 1,000 codes, the moving digits by class: one digit, or two in any order",
+        tokenizer="digits-fsq",
+        generator=MaskedTransformer,
+        config=SMALL,
+        text={"width": 96},
+        classes=DIGIT_NAMES,
+        scheduler={"choice_order": "random"},
+        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
+    ),
+    "digits-flow-class": PipelinePreset(
+        about="flow matching on real tokens, the moving digits by class: one digit, or two in any order",
+        tokenizer="digits-kl",
+        generator=DiffusionTransformer,
+        config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
+        text={"width": 96},
+        classes=DIGIT_NAMES,
+        defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
     ),
     "base-masked": PipelinePreset(
         about="masked transformer on 64,000 codes, real video",

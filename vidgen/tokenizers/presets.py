@@ -109,6 +109,18 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_options={"channels": 16, "weight": 1e-6},
         **REAL,
     ),
+    "digits-fsq": causal_conv(
+        "1,000 codes at 4×8×8 for the moving digits",
+        bottleneck_type="fsq",
+        bottleneck_options={"levels": [8, 5, 5, 5]},
+        **SHAPES,
+    ),
+    "digits-kl": causal_conv(
+        "8 real channels at 4×8×8 for the moving digits",
+        bottleneck_type="kl",
+        bottleneck_options={"channels": 8, "weight": 1e-4},
+        **SHAPES,
+    ),
     "base-fsq": causal_conv(
         "64,000 codes at 4×8×8 for real video",
         bottleneck_type="fsq",

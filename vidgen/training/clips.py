@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from vidgen.data.digits import DIGIT_CLASSES, MovingDigits
+from vidgen.data.digits import MovingDigits, digit_classes
 from vidgen.data.folder import VideoFolder
-from vidgen.data.shapes import SHAPE_CLASSES, ShapesWorld
+from vidgen.data.shapes import HELD_OUT_PAIRS, SHAPE_CLASSES, ShapesWorld
 from vidgen.training.config import DataConfig
 from vidgen.training.order import seed_of
 
@@ -45,19 +45,28 @@ def held_out_share(data: DataConfig, folder: VideoFolder) -> float:
 
 def class_names(data: DataConfig) -> tuple[str, ...]:
     """Names of the classes of a built-in world's clips, in the order of their labels."""
-    if not data.is_world or data.objects != (1,):
+    if data.source == "digits":
+        return digit_classes(data.objects)
+    if data.source != "shapes" or data.objects != (1,):
         raise ValueError(
-            "clips have a class in the built-in worlds with one object: --data shapes or digits, --objects 1; "
+            "clips have a class in the built-in worlds: --data digits, or --data shapes --objects 1; "
             f"got --data {data.source}, --objects {' '.join(str(count) for count in data.objects)}"
         )
-    return tuple(SHAPE_CLASSES if data.source == "shapes" else DIGIT_CLASSES)
+    return SHAPE_CLASSES
 
 
 def world(data: DataConfig, *, split: str) -> Dataset:
     """The built-in world that the config names: unrelated clips for each split."""
     seed = data.data_seed if split == "train" else seed_of(data.data_seed, VALIDATION) % 2**31
     if data.source == "shapes":
-        return ShapesWorld(data.num_frames, data.height, width=data.width, objects=data.objects, seed=seed)
+        return ShapesWorld(
+            data.num_frames,
+            data.height,
+            width=data.width,
+            objects=data.objects,
+            seed=seed,
+            hold_out=HELD_OUT_PAIRS if data.hold_out else frozenset(),
+        )
     if data.digits_dir is None:
         raise ValueError("--data digits needs the folder with the MNIST files; give it with --digits-dir DIR")
     return MovingDigits(

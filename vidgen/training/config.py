@@ -48,6 +48,8 @@ class DataConfig:
     """Lengthen videos of a folder that are too short; otherwise they are an error."""
     objects: tuple[int, ...] = (1, 2)
     """Allowed numbers of objects in the built-in worlds; a number named twice is drawn twice as often."""
+    hold_out: bool = False
+    """Leave 20 of the 32 pairs of colour and shape (`HELD_OUT_PAIRS`) out of all clips of `shapes`."""
     digits_dir: Path | None = None
     """Folder with the MNIST files, for `digits`."""
     data_seed: int = 0
@@ -60,6 +62,8 @@ class DataConfig:
         if self.fps is not None:
             check_positive(self, "fps")
         check_not_negative(self, "validation_clips", "data_seed")
+        if self.hold_out and self.source != "shapes":
+            raise ValueError(f"hold_out leaves pairs of the shapes world out, and the data are {self.source}; drop it")
 
     @property
     def is_world(self) -> bool:

@@ -1,7 +1,9 @@
 """Where a run gets its untrained models: presets by name, or the weights of an earlier model of the same kind."""
 
 import difflib
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import vidgen
@@ -13,6 +15,8 @@ from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training.clips import class_names
 from vidgen.training.config import GeneratorRun, TokenizerRun
 
+BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
+
 
 def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     """The preset of a run with fresh weights, or with those of `init_from`."""
@@ -20,6 +24,8 @@ def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     preset = TOKENIZER_PRESETS[run.preset]
     tokenizer = (preset.tiny() if run.tiny else preset).build()
     if run.init_from is not None:
+        if run.data.hold_out:
+            check_held_out(run.init_from)
         take_weights(tokenizer, vidgen.load(run.init_from), source=run.init_from)
     return tokenizer
 
@@ -28,6 +34,10 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     """The preset of a run on the run's tokenizer with fresh weights, or with those of `init_from`."""
     check_name(run.preset, PIPELINE_PRESETS)
     preset = PIPELINE_PRESETS[run.preset]
+    if run.data.hold_out:
+        for source in (run.tokenizer or preset.tokenizer, run.init_from):
+            if source is not None:
+                check_held_out(source)
     tokenizer = vidgen.load(run.tokenizer or preset.tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {run.tokenizer!r} is a {type(tokenizer).__name__}")
@@ -46,6 +56,20 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
         if pipeline.text_encoder.trained_jointly:
             take_weights(pipeline.text_encoder, earlier.text_encoder, source=run.init_from)
     return pipeline
+
+
+def check_held_out(source: str) -> None:
+    """ValueError if the model called `source` was trained on all pairs of the shapes world, as its run file says."""
+    files = (BUILT_IN / source / "run.json", Path(source) / "run.json", Path(source).parent / "run.json")
+    described = next((file for file in files if file.is_file()), None)
+    if described is None:
+        return
+    data = json.loads(described.read_text())["data"]
+    if data["source"] == "shapes" and not data.get("hold_out", False):
+        raise ValueError(
+            f"--hold-out promises that pairs of colour and shape are never seen, and {source} was trained on all of "
+            "them; train it with --hold-out too, or leave the flag out"
+        )
 
 
 def check_name(name: str, names: Iterable[str]) -> None:

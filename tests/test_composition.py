@@ -1,0 +1,70 @@
+"""Pairs that are held out of training never occur there, and the only ones that the test of composition asks for."""
+
+from dataclasses import replace
+
+import pytest
+
+from vidgen.data.shapes import COLOURS, HELD_OUT_PAIRS, SHAPES, TRAINED_PAIRS, ShapesWorld
+from vidgen.eval.obedience import draw_prompts
+from vidgen.training import DataConfig, GeneratorRun, TokenizerRun
+from vidgen.training.clips import training_clips, validation_clips
+from vidgen.training.models import check_held_out, fresh_pipeline, fresh_tokenizer
+
+
+def pairs_of(scenes) -> set[tuple[str, str]]:
+    return {(item.colour, item.shape) for scene in scenes for item in scene.objects}
+
+
+def test_twenty_pairs_are_held_out_and_every_word_is_still_trained():
+    assert len(HELD_OUT_PAIRS) == 20 and len(TRAINED_PAIRS) == 12 and not HELD_OUT_PAIRS & TRAINED_PAIRS
+    assert {colour for colour, _ in TRAINED_PAIRS} == set(COLOURS)
+    assert all(sum(pair[1] == shape for pair in TRAINED_PAIRS) == 3 for shape in SHAPES)
+    reached = {"red"}  # from colour to colour by shapes that both have: nothing stands apart
+    for _ in COLOURS:
+        shapes = {shape for colour, shape in TRAINED_PAIRS if colour in reached}
+        reached |= {colour for colour, shape in TRAINED_PAIRS if shape in shapes}
+    assert reached == set(COLOURS)
+
+
+@pytest.mark.parametrize("objects", [(1,), (2,), (1, 2)])
+def test_neither_training_nor_validation_clips_show_a_held_out_pair(objects):
+    data = DataConfig(hold_out=True, objects=objects, validation_clips=64, num_frames=1)
+    train, validation = training_clips(data), validation_clips(data)
+    assert isinstance(train, ShapesWorld)
+    held = validation.dataset  # pyright: ignore
+    assert pairs_of(train.scene(index) for index in range(300)) == TRAINED_PAIRS
+    assert pairs_of(held.scene(index) for index in range(64)) <= TRAINED_PAIRS
+    everything = training_clips(replace(data, hold_out=False))
+    assert pairs_of(everything.scene(index) for index in range(300)) & HELD_OUT_PAIRS  # pyright: ignore
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_the_question_of_composition_asks_for_held_out_pairs_alone(objects):
+    scenes = draw_prompts("test", 300, seed=2, objects=objects, pairs="held out")
+    assert pairs_of(scenes) == HELD_OUT_PAIRS
+    with pytest.raises(ValueError, match="pairs"):
+        draw_prompts("test", 3, seed=2, pairs="some")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_run_file_says_what_was_held_out(tmp_path):
+    run = TokenizerRun(preset="shapes-fsq", output_dir=tmp_path, data=DataConfig(hold_out=True))
+    run.save(tmp_path / "run.json")
+    assert TokenizerRun.load(tmp_path / "run.json") == run
+    with pytest.raises(ValueError, match="hold_out"):
+        DataConfig(source="digits", hold_out=True)
+
+
+def test_models_that_saw_the_held_out_pairs_are_no_beginning(tmp_path):
+    seen = TokenizerRun(preset="shapes-fsq", output_dir=tmp_path, tiny=True)
+    (tmp_path / "model").mkdir()
+    seen.save(tmp_path / "run.json")
+    source = str(tmp_path / "model")
+    data = DataConfig(hold_out=True)
+    with pytest.raises(ValueError, match="trained on all"):
+        fresh_tokenizer(replace(seen, data=data, init_from=source))
+    with pytest.raises(ValueError, match="trained on all"):
+        fresh_pipeline(GeneratorRun(preset="shapes-masked", output_dir=tmp_path, data=data, tokenizer=source))
+    replace(seen, data=data).save(tmp_path / "run.json")
+    check_held_out(source)
+    with pytest.raises(ValueError, match="trained on all"):
+        check_held_out("shapes-fsq")  # the built-in one

@@ -1,0 +1,87 @@
+"""Does the count of obeyed digit prompts count them, by caption and by class, and do the presets train?"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import vidgen
+from vidgen.data.digits import DigitScene, digit_classes
+from vidgen.eval.digit_obedience import draw_digit_scenes, evaluate_digits
+from vidgen.pipelines.presets import PIPELINE_PRESETS
+from vidgen.training import DataConfig, GeneratorRun, TokenizerRun, train_generator, train_tokenizer
+
+
+class Writer:
+    """A "pipeline" whose videos say what they show: frame by frame a number that `read` below gives back."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, classes: bool = False) -> None:
+        self.classes = classes
+
+    def set_progress_bar_config(self, **options) -> None:
+        pass
+
+    def __call__(self, *, prompt, generator, output_type):
+        scenes = [[int(word) for word in text.split() if word.isdigit()] for text in prompt]
+        numbers = torch.tensor([sum(digit * 10**place for place, digit in enumerate(scene)) for scene in scenes])
+        return SimpleNamespace(frames=(numbers / 100).view(-1, 1, 1, 1, 1).expand(-1, 2, 3, 4, 4))
+
+
+def read_number(count: int, motion: str):
+    def read(video: torch.Tensor) -> DigitScene:
+        number = round(float((video[0, 0, 0, 0] + 1) / 2 * 100))
+        return DigitScene(tuple((number // 10**place % 10, motion) for place in range(count)))
+
+    return read
+
+
+@pytest.mark.parametrize("digits", [1, 2])
+def test_a_pipeline_that_is_told_classes_is_judged_by_its_digits_alone(digits):
+    read = read_number(digits, "staying still")
+    call = {"num_prompts": 30, "seed": 2, "digits": digits, "read": read}
+    by_class = evaluate_digits(Writer(), by_class=True, **call)
+    assert by_class["obeyed"]["right"] == 30 and by_class["told"] == "classes"
+    assert by_class["wrong_prompt"]["right"] <= 6
+    by_caption = evaluate_digits(Writer(), batch_size=7, **call)
+    still = sum(
+        all(motion == "staying still" for _, motion in scene.objects)
+        for scene in draw_digit_scenes(30, seed=2, digits=digits)
+    )
+    assert by_caption["obeyed"]["right"] == still
+    assert by_caption["attributes"]["digit"]["right"] == 30
+
+
+def test_class_presets_name_the_classes_in_the_order_of_the_labels():
+    for name in ("digits-masked-class", "digits-flow-class"):
+        assert PIPELINE_PRESETS[name].classes == digit_classes((1, 2))
+        assert PIPELINE_PRESETS[name].classes[:10] == digit_classes((1,))
+
+
+@pytest.mark.slow
+def test_digit_presets_train_by_caption_and_by_class_on_one_digit_and_two(shared, tmp_path):
+    data = DataConfig(
+        source="digits", digits_dir=shared / "mnist", num_frames=5, height=16, width=16, validation_clips=2
+    )
+    short = {"tiny": True, "steps": 1, "batch_size": 2, "sample_every": 0, "device": "cpu"}
+    for kind in ("fsq", "kl"):
+        run = TokenizerRun(preset=f"digits-{kind}", output_dir=tmp_path / kind, data=data, statistics_clips=2, **short)
+        train_tokenizer(run)
+    for preset, kind in (("digits-masked", "fsq"), ("digits-flow", "kl")):
+        for classes in (False, True):
+            name = f"{preset}-class" if classes else preset
+            run = GeneratorRun(
+                preset=name,
+                output_dir=tmp_path / name,
+                tokenizer=str(tmp_path / kind / "model"),
+                data=data,
+                classes=classes,
+                cached_clips=4,
+                **short,
+            )
+            pipe: Any = vidgen.load(train_generator(run))
+            result = evaluate_digits(pipe, num_prompts=2, seed=1, digits=2, by_class=classes)
+            assert result["obeyed"]["right"] <= 2
+            assert hasattr(pipe.text_encoder, "class_names") == classes
