@@ -26,7 +26,7 @@ demo: setup  ## a prompt becomes a video with each of the three generators; a cl
 	$(BIN)/python pipelines/demo.py --out outputs
 
 test: setup  ## the default tests (under 5 minutes on 2 cores)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup  ## the tests that take longer
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not external"
