@@ -209,7 +209,7 @@ def reconstruction_table(rows: list[tuple[str, str, dict[str, Any]]]) -> str:
     columns = [key for key in rows[0][2] if key.startswith(("psnr", "ssim")) or key in ("tokens", "bits_per_pixel")]
     lines = [f"| clips | tokenizer | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for kind, name, total in rows:
-        cells = ["" if total[key] is None else f"{total[key]:.4g}" for key in columns]
+        cells = ["" if total.get(key) is None else f"{total[key]:.4g}" for key in columns]
         lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
