@@ -195,13 +195,14 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             branch: None if token_reduction is None else ReductionRun(token_reduction)
             for branch in guidance.all_branches
         }
+        everything = self.transformer.condition_inputs(condition, coordinates)
         masks = (prompt_mask, negative_mask)
         made: list[Tensor] = []
 
         with self.progress_bar(total=self._num_timesteps * len(chunks)) as progress:  # pyright: ignore[reportCallIssue]
             for chunk in chunks:
                 here = coordinates[chunk]
-                inputs = part_of(self.transformer.condition_inputs(condition, coordinates), chunk)
+                inputs = part_of(everything, chunk)
                 timesteps = denoising.start(self.scheduler, steps, **begin)
                 sample = denoising.first_sample(
                     self.scheduler, noise[:, chunk], timesteps, edited=None if edited is None else edited[:, chunk]
