@@ -34,9 +34,10 @@ from vidgen.training.clips import collate, held_out_share, training_clips, valid
 from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
 from vidgen.training.ema import MovingAverage
 from vidgen.training.models import fresh_tokenizer, take_weights
+from vidgen.training.optimiser import rate_at
 from vidgen.training.order import DataOrder, MicroBatches, noise_generators
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.trainer import Trainer, build_accelerator, rate_at
+from vidgen.training.trainer import Trainer, build_accelerator
 
 
 def tiny_tokenizer(bottleneck: str = "fsq", *, seed: int = 0) -> CausalConvTokenizer:

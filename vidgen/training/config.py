@@ -73,8 +73,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW with linear warm-up, then a cosine down to `final_rate` of the learning rate."""
+    """An optimiser with linear warm-up, then a cosine down to `final_rate` of the learning rate."""
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the matrices of a transformer's blocks and AdamW for the rest."""
     learning_rate: float = 3e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)

@@ -22,6 +22,7 @@ from vidgen.training.config import OptimiserConfig, Run
 from vidgen.training.critic import DiscriminatorStep, ReconstructionCritic
 from vidgen.training.ema import MovingAverage
 from vidgen.training.monitor import TrainingMonitor
+from vidgen.training.optimiser import build_optimiser, rate_at
 from vidgen.training.order import GLOBAL, DataOrder, MicroBatches, noise_generators, positions_of, seed_of
 from vidgen.training.progress import TrainingProgress
 from vidgen.training.sample_videos import add_video, save_gif
@@ -407,26 +408,6 @@ def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator
     if run.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; use --precision bf16 or fp32")
     return accelerator
-
-
-def build_optimiser(module: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; vectors (biases, norms) do not decay."""
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
-    if not trained:
-        raise ValueError("nothing is left to train: every parameter is frozen")
-    matrices = [weight for weight in trained if weight.ndim >= 2]
-    vectors = [weight for weight in trained if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-
-
-def rate_at(step: int, config: OptimiserConfig, *, steps: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then a cosine to `final_rate`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    way = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(way, 1.0)))
 
 
 def add_terms(totals: dict[str, Tensor], terms: dict[str, Tensor], *, share: float) -> None:

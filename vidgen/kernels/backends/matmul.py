@@ -1,6 +1,6 @@
 """The backend for training short sequences on a CPU in bf16: plain products and a softmax.
 
-In bf16, forward and backward, PyTorch's fused CPU attention takes 1.3 to 1.5 times as long at 320 tokens and 1.2 to 1.3
+In bf16, forward and backward, PyTorch's fused CPU attention takes 1.5 to 1.7 times as long at 320 tokens and 1.4 to 1.5
 times at 512 (`eval/attention_cpu_short.py`). Scores are float32 and stay in the processor's cache, a few heads at a
 time: in bf16, all at once, they would be no faster to handle and the error would be twice that of the fused kernel. In
 fp32 there is nothing to gain.
