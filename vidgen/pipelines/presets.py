@@ -18,7 +18,7 @@ BASE_SIZE = {"num_frames": 17, "height": 128, "width": 128}
 
 PIPELINE_PRESETS: dict[str, PipelinePreset] = {
     "shapes-masked": PipelinePreset(
-        about="masked transformer on 4,096 codes, the shapes world",
+        about="masked transformer on 1,000 codes, the shapes world",
         tokenizer="shapes-fsq",
         generator=MaskedTransformer,
         config=SMALL,
@@ -35,7 +35,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
     ),
     "shapes-ar": PipelinePreset(
-        about="autoregressive transformer on 4,096 codes, the shapes world",
+        about="autoregressive transformer on 1,000 codes, the shapes world",
         tokenizer="shapes-fsq",
         generator=AutoregressiveTransformer,
         config=SMALL,
