@@ -92,7 +92,7 @@ def block_matrices(module: nn.Module) -> list[nn.Parameter]:
 
     Embeddings and heads, which stand outside of them, are what Muon's authors leave to AdamW.
     """
-    found: dict[int, nn.Parameter] = {}
+    found: dict[int, Any] = {}
     for model in module.modules():
         repeated = getattr(model, "_repeated_blocks", None) or ()
         blocks = (part for part in model.modules() if type(part).__name__ in repeated)
