@@ -1,5 +1,7 @@
 """Named pipelines: those of the built-in models, and one for each published system."""
 
+from dataclasses import replace
+
 from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
 from vidgen.pipelines.autoregressive_presets import AUTOREGRESSIVE_PRESETS
 from vidgen.pipelines.diffusion_presets import DIFFUSION_PRESETS
@@ -16,24 +18,38 @@ BASE = {"width": 768, "layers": 16, "heads": 12}
 BASE_TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 128}
 BASE_SIZE = {"num_frames": 17, "height": 128, "width": 128}
 
+SHAPES_MASKED = PipelinePreset(
+    about="masked transformer on 1,000 codes, the shapes world",
+    tokenizer="shapes-fsq",
+    generator=MaskedTransformer,
+    config=SMALL,
+    text=SMALL_TEXT,
+    scheduler={"choice_order": "random"},
+    defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
+)
+SHAPES_FLOW = PipelinePreset(
+    about="flow matching on real tokens, the shapes world",
+    tokenizer="shapes-kl",
+    generator=DiffusionTransformer,
+    config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
+    text=SMALL_TEXT,
+    defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
+)
+DIGITS_MASKED = replace(
+    SHAPES_MASKED, about="masked transformer on 1,000 codes, the moving digits", tokenizer="digits-fsq"
+)
+DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
+
+
+def by_digit_class(preset: PipelinePreset) -> PipelinePreset:
+    """The preset told a class in place of text."""
+    about = f"{preset.about} by class: one digit, or two in any order"
+    return replace(preset, about=about, text={"width": SMALL_TEXT["width"]}, classes=DIGIT_NAMES)
+
+
 PIPELINE_PRESETS: dict[str, PipelinePreset] = {
-    "shapes-masked": PipelinePreset(
-        about="masked transformer on 1,000 codes, the shapes world",
-        tokenizer="shapes-fsq",
-        generator=MaskedTransformer,
-        config=SMALL,
-        text=SMALL_TEXT,
-        scheduler={"choice_order": "random"},
-        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
-    ),
-    "shapes-flow": PipelinePreset(
-        about="flow matching on real tokens, the shapes world",
-        tokenizer="shapes-kl",
-        generator=DiffusionTransformer,
-        config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
-        text=SMALL_TEXT,
-        defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
-    ),
+    "shapes-masked": SHAPES_MASKED,
+    "shapes-flow": SHAPES_FLOW,
     "shapes-ar": PipelinePreset(
         about="autoregressive transformer on 1,000 codes, the shapes world",
         tokenizer="shapes-fsq",
@@ -42,42 +58,10 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         text=SMALL_TEXT,
         defaults={**SHAPES_SIZE, "guidance_scale": 1.5},
     ),
-    "digits-masked": PipelinePreset(
-        about="masked transformer on 1,000 codes, the moving digits",
-        tokenizer="digits-fsq",
-        generator=MaskedTransformer,
-        config=SMALL,
-        text=SMALL_TEXT,
-        scheduler={"choice_order": "random"},
-        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
-    ),
-    "digits-flow": PipelinePreset(
-        about="flow matching on real tokens, the moving digits",
-        tokenizer="digits-kl",
-        generator=DiffusionTransformer,
-        config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
-        text=SMALL_TEXT,
-        defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
-    ),
-    "digits-masked-class": PipelinePreset(
-        about="masked transformer on 1,000 codes, the moving digits by class: one digit, or two in any order",
-        tokenizer="digits-fsq",
-        generator=MaskedTransformer,
-        config=SMALL,
-        text={"width": 96},
-        classes=DIGIT_NAMES,
-        scheduler={"choice_order": "random"},
-        defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
-    ),
-    "digits-flow-class": PipelinePreset(
-        about="flow matching on real tokens, the moving digits by class: one digit, or two in any order",
-        tokenizer="digits-kl",
-        generator=DiffusionTransformer,
-        config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
-        text={"width": 96},
-        classes=DIGIT_NAMES,
-        defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
-    ),
+    "digits-masked": DIGITS_MASKED,
+    "digits-flow": DIGITS_FLOW,
+    "digits-masked-class": by_digit_class(DIGITS_MASKED),
+    "digits-flow-class": by_digit_class(DIGITS_FLOW),
     "base-masked": PipelinePreset(
         about="masked transformer on 64,000 codes, real video",
         tokenizer="base-fsq",

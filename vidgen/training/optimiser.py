@@ -35,11 +35,11 @@ class MuonWithAdamW(Optimizer):
             Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             AdamW(groups, lr=learning_rate, betas=betas),
         )
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        super().__init__(self._groups(), {})
 
-    def _share_groups(self) -> None:
-        """The parts' groups are this optimiser's: who sets a learning rate here sets it there."""
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parts' own groups, not copies: who sets a learning rate here sets it there."""
+        return [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         if closure is not None:
@@ -53,7 +53,7 @@ class MuonWithAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._share_groups()
+        self.param_groups = self._groups()
 
 
 def build_optimiser(module: nn.Module, config: OptimiserConfig) -> Optimizer:
