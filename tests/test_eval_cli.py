@@ -110,3 +110,9 @@ def test_a_damaged_clip_stops_the_command_before_work_or_is_listed(vidgen, clips
     assert code == 2 and "1 of 3 clips cannot be scored" in errors and not output
     code, output, _ = vidgen(*arguments, "--allow-missing")
     assert code == 0 and "left out: letter.mp4" in output
+
+
+@pytest.mark.parametrize("option", [("--max-frames", 5), ("--size", 32, 32), ("--protocol", "recon.vidtok")])
+def test_the_drawn_world_refuses_conditions_that_it_would_not_follow(vidgen, models, option):
+    code, _, errors = vidgen("eval", "recon", "--tokenizers", models[0], "--data", "shapes", *option)
+    assert code == 2 and "scored as it is drawn" in errors

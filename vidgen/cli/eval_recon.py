@@ -142,8 +142,14 @@ def read_clips(command: Command, protocol: "ReconstructionProtocol") -> "tuple[C
     """The clips to score, and the files that they come from by name."""
     from vidgen.data import ShapesWorld
     from vidgen.eval.clips import ClipSet, clips_for_protocol, clips_from_dataset, find_clips
+    from vidgen.eval.protocol import ClipRule
 
     if command.data == (WORLD,):
+        if protocol.clip != ClipRule() or protocol.preprocess.resizes:
+            raise ValueError(
+                f"--data {WORLD} is scored as it is drawn (17 frames of 64x64), and the conditions asked for cut or "
+                "scale clips; take --protocol recon.v1 without --max-frames, --fps and --size, or give files"
+            )
         origin = {"world": WORLD, "seed": 1, "decoded_lossy": False}
         return ClipSet(clips_from_dataset(ShapesWorld(seed=1), command.num_clips), origin=origin), {}
     files = find_clips(command.data)

@@ -72,9 +72,10 @@ def curve_chart(series: Sequence[Series], *, x_label: str, y_label: str, width: 
 
 
 def interval_chart(rows: Sequence[Whisker], *, label: str, width: int = 560) -> str:
-    """A dot and a whisker a row, names on the left."""
+    """A dot and a whisker a row, names on the left; wider than ``width`` where long names would leave too little."""
     height = TOP + 26 * len(rows) + BOTTOM
     names = 8 + 7 * max(len(row.name) for row in rows)
+    width = max(width, names + 400 + RIGHT)
     bounds = [bound for row in rows for bound in (row.value, row.low, row.high) if bound is not None]
     ticks = _ticks(min(bounds), max(bounds))
 

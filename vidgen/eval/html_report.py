@@ -5,11 +5,13 @@ mailed, opened from a disk, and read without a network.
 """
 
 import base64
+import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
+from PIL import Image
 from rich.table import Table
 
 from vidgen.eval.charts import Whisker, interval_chart
@@ -18,6 +20,7 @@ from vidgen.eval.rate_distortion import RateDistortionReport
 from vidgen.eval.recon_report import ReconstructionReport
 
 TEMPLATE = Path(__file__).with_name("report.html")
+LARGEST_PAIR = 512  # pixels on the screen, of the longer side of the pictures under a slider
 
 
 def write_reconstruction(path: Path, report: ReconstructionReport, frames: Sequence[ShownFrame]) -> None:
@@ -71,6 +74,8 @@ def _table(table: Table) -> str:
 def _beside(shown: ShownFrame) -> str:
     """Two pictures under one slider, chosen out of the strip of all below them."""
     names = list(shown.pictures)
+    width, height = Image.open(io.BytesIO(shown.pictures[ORIGINAL])).size
+    wide = width * max(1, LARGEST_PAIR // max(width, height))  # whole pixels on the screen for each of the picture
     label = f"{shown.clip}, frame {shown.frame}"
     figures = "".join(
         f'<figure><img alt="{escape(name)}" src="{_data_uri(picture)}"><figcaption>{escape(name)}</figcaption></figure>'
@@ -79,8 +84,8 @@ def _beside(shown: ShownFrame) -> str:
     return f"""<section class="beside">
 <h3>{escape(label)}</h3>
 <label>left {_choice(names, ORIGINAL)}</label><label>right {_choice(names, names[1])}</label><br>
-<div class="pair"><img alt="left"><img alt="right">
-<input type="range" min="0" max="100" step="0.1" value="50" aria-label="share of the left picture"></div>
+<div class="pair" style="--wide: {wide}px"><img alt="left"><img alt="right">
+<input type="range" min="0" max="100" step="any" value="50" aria-label="share of the left picture"></div>
 <div class="strip">{figures}</div>
 </section>"""
 
