@@ -1,5 +1,6 @@
 """Generators train on any tokenizer, on encoded clips as on fresh ones, and come out as pipelines that load."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,15 @@ def test_a_cache_is_used_again_only_when_its_hash_is_right(tmp_path):
     header.write_text(header.read_text().replace("a" * 64, "b" * 64))
     encoded_clips(tmp_path, clips, **arguments)
     assert said[-1] == "encoded 2 of 2 clips"
+
+
+def test_two_runs_that_want_the_same_cache_make_it_once(tmp_path):
+    clips, said = training_clips(tiny_run(tmp_path).data), []
+    arguments = {"count": 24, "key": "a" * 64, "tokenizer": tiny_tokenizer(), "text_encoder": None, "say": said.append}
+    with ThreadPoolExecutor(2) as runs:
+        first, second = runs.map(lambda _: encoded_clips(tmp_path, clips, **arguments), range(2))
+    assert sorted(line.split()[0] for line in said) == ["24", "encoded"]
+    assert torch.equal(first[23]["ids"], second[23]["ids"])
 
 
 def test_text_is_dropped_and_frames_are_known_for_their_shares_of_the_samples():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -93,9 +94,6 @@ def encoded_clips(
         say: told what happens.
     """
     place = folder / key[:32]
-    if (place / HEADER).is_file() and json.loads((place / HEADER).read_text())["key"] == key:
-        say(f"{count} encoded clips are in {place}")
-        return EncodedClips(place)
 
     def fill(unfinished: Path) -> None:
         captions, names, labels, size = [], [], [], (0, 0, 0)
@@ -114,7 +112,12 @@ def encoded_clips(
         header = {"key": key, "size": size, "captions": captions, "ids": names, "class_labels": labels}
         (unfinished / HEADER).write_text(json.dumps(header) + "\n")
 
-    write_folder(place, fill)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):  # two runs on the same clips: one encodes, the other waits
+        if (place / HEADER).is_file() and json.loads((place / HEADER).read_text())["key"] == key:
+            say(f"{count} encoded clips are in {place}")
+        else:
+            write_folder(place, fill)
     return EncodedClips(place)
 
 
