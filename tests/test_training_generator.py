@@ -1,6 +1,7 @@
 """Generators train on any tokenizer, on encoded clips as on fresh ones, and come out as pipelines that load."""
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vidgen.training.checkpoint import CheckpointFolder
 from vidgen.training.clips import collate, training_clips
 from vidgen.training.generator_step import GeneratorStep
 from vidgen.training.latent_cache import HEADER, cache_key, collate_encoded, encoded_clips
+from vidgen.training.models import take_weights
 
 FAMILIES = {
     "masked": (MaskedVideoPipeline, MaskedTransformer, MaskedTokenScheduler),
@@ -183,6 +185,16 @@ def test_two_runs_that_want_the_same_cache_make_it_once(tmp_path):
         first, second = runs.map(lambda _: encoded_clips(tmp_path, clips, **arguments), range(2))
     assert sorted(line.split()[0] for line in said) == ["24", "encoded"]
     assert torch.equal(first[23]["ids"], second[23]["ids"])
+
+
+@pytest.mark.parametrize(("family", "others"), [("masked", "vq"), ("flow", "kl"), ("ar", "vq")])
+def test_other_tokens_take_the_trunk_of_a_generator_and_not_its_ends(family, others):
+    earlier, pipeline = tiny_pipeline(family, seed=1), tiny_pipeline(family, others, seed=2)
+    taken, fresh = earlier.transformer.state_dict(), deepcopy(pipeline.transformer.state_dict())
+    take_weights(pipeline.transformer, earlier.transformer, source="somewhere")
+    for name, tensor in pipeline.transformer.state_dict().items():
+        of_the_tokens = name.startswith(("token_embedding.", "known_embedding.", "proj_in.", "proj_out."))
+        assert torch.equal(tensor, (fresh if of_the_tokens else taken)[name]), name
 
 
 def test_text_is_dropped_and_frames_are_known_for_their_shares_of_the_samples():

@@ -84,7 +84,8 @@ def check_name(name: str, names: Iterable[str]) -> None:
 def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
-    A tokenizer may have another bottleneck: then the layers that touch it stay fresh, and the trunk is taken.
+    A tokenizer may have another bottleneck and a generator other tokens: then the layers that touch them stay fresh,
+    and the trunk is taken.
     """
     kind = type(model).__name__
     if type(earlier) is not type(model):
@@ -95,7 +96,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
         if not name.startswith("_") and plain(earlier.config.get(name)) != plain(value)
     ]
     for name in differing:
-        if not name.startswith("bottleneck_"):
+        if not name.startswith(("bottleneck_", "latent_spec")):
             raise ValueError(
                 f"cannot start from {source}: its {name} is {earlier.config.get(name)}, the preset's is "
                 f"{model.config[name]}; choose the preset that it was trained with"
@@ -103,11 +104,11 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     weights = earlier.state_dict()
     if differing:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        of_bottleneck = ("bottleneck.", "latent_")
+        of_the_tokens = ("bottleneck.", "latent_", "token_embedding.", "known_embedding.", "proj_in.", "proj_out.")
         weights = {
             name: tensor
             for name, tensor in weights.items()
-            if shapes.get(name) == tensor.shape and not name.startswith(of_bottleneck)
+            if shapes.get(name) == tensor.shape and not name.startswith(of_the_tokens)
         }
     model.load_state_dict(weights, strict=not differing)
 
