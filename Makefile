@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-pyproject
 export HF_HUB_OFFLINE ?= 1
+GPU_SECONDS ?= 570
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check format scores gallery gpu clean
@@ -46,12 +47,8 @@ scores: setup  ## make every number under eval/results/ again (long)
 gallery: setup  ## make the pictures of the README again from the built-in weights
 	$(BIN)/python eval/gallery.py
 
-gpu: setup  ## on a CUDA machine: the GPU tests, the kernel tables, the next training stage; call again to go on
-	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu needs a CUDA device, and torch " + torch.__version__ + " sees none here. Run it on a machine with an NVIDIA GPU and its driver.")'
-	$(BIN)/python -m pytest -q -m "gpu and not external"
-	$(BIN)/python eval/kernels.py --minutes 6
-	$(BIN)/python eval/ops.py
-	pipelines/next_stage.sh
+gpu: setup  ## on a CUDA machine, in under 10 minutes: GPU tests, kernel tables, next training stage; call again to go on
+	$(BIN)/python eval/gpu.py --seconds $(GPU_SECONDS)
 
 clean:  ## remove caches and outputs (not the environment, not runs/)
 	rm -rf outputs .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Time attention3d on a GPU, pattern by pattern, beside dense SDPA and FlexAttention: eval/results/attention_gpu.csv.
 
-`python eval/kernels.py` takes under 10 minutes on an H100 and may be stopped: rows of the same device and commit are
+`python eval/kernels.py --minutes 6` may be stopped and called again: rows of the same device, versions and code are
 kept and not measured again. `--dry-run` does the same at toy sizes on a CPU, in Triton's interpreter, to show it runs.
 
 Random data, cold L2 cache, median and 20 % and 80 % quantiles. Every row is compared with float64 at 64 random queries
@@ -10,7 +10,6 @@ the packing, packing_ms says what it takes, milliseconds_packed what is left for
 `triton_pointers` gathers tiles and never packs. FlexAttention gets our block lists and tokens packed beforehand.
 """
 
-import csv
 import itertools
 import json
 import math
@@ -31,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import code_digest, environment_stamp, write_csv, write_json
 from vidgen.kernels import AttentionSpec
 from vidgen.kernels.backends import BACKENDS
 from vidgen.kernels.blocks import PARTIAL, BlockLists, block_lists, block_map
@@ -530,14 +529,13 @@ def judged(rows: list[Row]) -> Iterator[str]:
 
 
 def known_rows(output: Path, environment: dict[str, Any]) -> list[Row]:
-    """Rows of an earlier call on the same device with the same versions and commit."""
+    """Rows of an earlier call on the same device with the same versions and code, whatever else was committed since."""
     stamped = output.with_suffix(".json")
-    if not stamped.exists() or json.loads(stamped.read_text())["environment"] != environment:
+    known = json.loads(stamped.read_text()) if stamped.exists() else {"environment": {}}
+    if known["environment"] | {"commit": None} != environment | {"commit": None}:
         return []
-    with output.open(newline="") as file:
-        rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
-    print(f"going on after {len(rows)} rows of {output}")
-    return rows
+    print(f"going on after {len(known['rows'])} rows of {stamped}")
+    return known["rows"]
 
 
 def main() -> None:
@@ -548,7 +546,8 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TRITON_INTERPRET": "1"})
     if not settings.dry_run and not torch.cuda.is_available():
         sys.exit(f"eval/kernels.py needs a CUDA device, and torch {torch.__version__} sees none; try --dry-run")
-    environment = environment_stamp("cpu" if settings.dry_run else "cuda")
+    stamp = environment_stamp("cpu" if settings.dry_run else "cuda")
+    environment = {**stamp, "code": code_digest("vidgen/kernels", "eval/kernels.py")}
     writes = not settings.dry_run or settings.output != RESULTS / "attention_gpu.csv"
     rows = known_rows(settings.output, environment) if writes else []
     for row in measured(settings, list(rows)):
@@ -557,13 +556,10 @@ def main() -> None:
         print("  " + ", ".join(f"{key} {value}" for key, value in shown[-1].items() if value is not None), flush=True)
         if writes:
             write_csv(settings.output, shown)
-            write_json(settings.output.with_suffix(".json"), {"environment": environment, "rows": shown})
-    goals = list(judged(with_ratios(rows)))
-    for line in goals:
+            result = {"environment": environment, "rows": shown, "goals": list(judged(shown))}
+            write_json(settings.output.with_suffix(".json"), result)
+    for line in judged(with_ratios(rows)):
         print(f"goal: {line}")
-    if writes and rows:
-        result = {"environment": environment, "rows": with_ratios(rows), "goals": goals}
-        write_json(settings.output.with_suffix(".json"), result)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Each op in its plain torch form, that form under torch.compile, and ours; on CUDA in bf16 at the sizes of published
 models (`make gpu`), on CPU in fp32 at small ones, where most ops are their plain form by design. Ratios are within one
 run. The share of copy bandwidth counts each tensor once: what a perfect kernel would have to read and write.
+With `--minutes`, ops that the same device, versions and code have measured before are kept, and no op is begun later.
 """
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import code_digest, environment_stamp, write_csv, write_json
 from vidgen.kernels import binary_entropy_stats, gated_residual, modulate, norm_rope, norm_silu_cache, vq_assign
 from vidgen.kernels.ops.linear_attention import gated_linear_attention
 from vidgen.kernels.ops.modulation import gated_residual_reference, modulate_reference
@@ -241,6 +243,8 @@ def exponents(rows: list[Row]) -> Iterator[Row]:
             key = (str(row["form"]), str(row["direction"]))
             found.setdefault(key, []).append((int(str(row["size"])), float(str(row["milliseconds"]))))
     for (form, direction), times in found.items():
+        if len(times) < 2:
+            continue
         (few, quick), (many, slow) = times[-2:]
         slope = math.log(slow / quick) / math.log(many / few)
         yield {"op": "linear_attention_exponent", "form": form, "direction": direction, "exponent": round(slope, 2)}
@@ -257,31 +261,47 @@ def judged(rows: list[Row]) -> Iterator[str]:
             yield f"binary_entropy {row['size']} in {spent:.3g} of at most 5 ms: {'met' if spent <= 5 else 'missed'}"
 
 
-if __name__ == "__main__":
+def known_rows(stamped: Path, environment: dict[str, object]) -> list[Row]:
+    """Rows of an earlier call on the same device with the same versions and code."""
+    known = json.loads(stamped.read_text()) if stamped.exists() else {"environment": {}}
+    same = known["environment"] | {"commit": None} == environment | {"commit": None}
+    return [row for row in known["rows"] if "size" in row] if same else []
+
+
+def main() -> None:
+    """Measure op by op and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--minutes", type=float, help="go on where an earlier call stopped, for so long")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, no torch.compile, nothing written")
     arguments = parser.parse_args()
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    began, dry_run = time.monotonic(), arguments.dry_run
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stamped = RESULTS / f"ops_{device.type}.json"
+    environment = {**environment_stamp(device), "code": code_digest("vidgen/kernels", "eval/ops.py")}
     torch.manual_seed(0)
-    clock = Timer(where, repeats=1 if arguments.dry_run else arguments.repeats)
-    bandwidth = copy_bandwidth(clock, megabytes=16 if arguments.dry_run else 256)
+    timer = Timer(device, repeats=1 if dry_run else arguments.repeats)
+    bandwidth = copy_bandwidth(timer, megabytes=16 if dry_run else 256)
     print(f"copy: {bandwidth:.1f} GB/s")
-    table: list[Row] = []
-    for case in cases(where, tiny=arguments.dry_run):
-        for row in measured(case, clock, compiling=not arguments.dry_run, gigabytes_per_second=bandwidth):
+    table = known_rows(stamped, environment) if arguments.minutes and not dry_run else []
+    done = {(row["op"], row["size"]) for row in table}
+    for case in cases(device, tiny=dry_run):
+        if (case.name, case.size) in done:
+            continue
+        if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
+            print(f"{arguments.minutes:g} minutes are over; call again to go on")
+            break
+        for row in measured(case, timer, compiling=not dry_run, gigabytes_per_second=bandwidth):
             print(*row.values(), sep="\t", flush=True)
             table.append(row)
-    goals = list(judged(table)) if where.type == "cuda" or arguments.dry_run else []
-    for line in goals:
+        if not dry_run:
+            rows, goals = [*table, *exponents(table)], list(judged(table)) if device.type == "cuda" else []
+            write_csv(stamped.with_suffix(".csv"), rows)
+            result = {"rows": rows, "goals": goals, "copy_gigabytes_per_second": bandwidth, "environment": environment}
+            write_json(stamped, result)
+    for line in judged(table) if device.type == "cuda" or dry_run else ():
         print(f"goal: {line}")
-    table += exponents(table)
-    if not arguments.dry_run:
-        write_csv(RESULTS / f"ops_{where.type}.csv", table)
-        result = {
-            "rows": table,
-            "goals": goals,
-            "copy_gigabytes_per_second": bandwidth,
-            "environment": environment_stamp(where),
-        }
-        write_json(RESULTS / f"ops_{where.type}.json", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,40 @@
 #!/usr/bin/env bash
-# The next training stage of the built-in pipelines on a GPU, under ten minutes in all: `make gpu` runs it.
-# Each run goes on from its newest checkpoint in runs/, or starts from the built-in weights; then `pipelines/ship.py`.
+# The next training stage of the built-in pipelines, within a budget: `pipelines/next_stage.sh [SECONDS]`; `make gpu` runs it.
+# The first one that is not finished goes on from its newest checkpoint in runs/, or starts from the built-in weights; once it
+# is finished `pipelines/ship.py` puts it among them, and the next one begins. `… SECONDS FOLDER` is a try: two steps of the
+# first one on a CPU, into FOLDER, and nothing is shipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-MORE_STEPS=${MORE_STEPS:-6000}
+budget=${1:-540}
+dry=${2:-}
+SHIPPING=40 # seconds that must be left once a training is finished
 
+train() { # NAME FOLDER SECONDS [OPTIONS]: true when it came to its end
+  local resume=()
+  if [ -d "$2/checkpoints" ]; then resume=(--resume); fi
+  timeout --foreground "$3" "$PYTHON" pipelines/train.py "$1" --init-from "$1" --output-dir "$2" --precision bf16 \
+    --learning-rate 1e-3 --warmup-steps 100 --ema-decay 0.999 --objects 1 1 2 --sample-every 0 "${@:4}" "${resume[@]}"
+}
+
+if [ -n "$dry" ]; then
+  train shapes-masked "$dry/shapes-masked" "$budget" --steps 2 --batch-size 1 --cached-clips 2 --cache-dir "$dry/cache" \
+    --device cpu --validate-every 0
+  exit
+fi
 for name in shapes-masked shapes-flow shapes-ar; do
   folder=runs/gpu-$name
-  resume=()
-  if [ -d "$folder/checkpoints" ]; then resume=(--resume); fi
-  timeout 180 "$PYTHON" pipelines/train.py "$name" --init-from "$name" --output-dir "$folder" --steps "$MORE_STEPS" --batch-size 64 \
-    --precision bf16 --learning-rate 1e-3 --warmup-steps 100 --ema-decay 0.999 --objects 1 1 2 --cached-clips 8192 \
-    --cache-dir runs/cache --validate-every 1000 --checkpoint-every 500 --sample-every 0 "${resume[@]}" || echo "$name: stopped, goes on next time"
-  if [ -d "$folder/model" ]; then "$PYTHON" pipelines/ship.py "$folder" "$name"; fi
+  if [ -d "$folder/model" ]; then
+    echo "$name is finished; remove $folder for another round"
+    continue
+  fi
+  left=$((budget - SECONDS - SHIPPING))
+  if [ "$left" -le 0 ]; then break; fi
+  if train "$name" "$folder" "$left" --steps "${MORE_STEPS:-6000}" --batch-size 64 --cached-clips 8192 \
+    --cache-dir runs/cache --validate-every 1000 --checkpoint-every 500; then
+    "$PYTHON" pipelines/ship.py "$folder" "$name"
+  else
+    echo "$name: stopped, goes on next time"
+    break
+  fi
 done

@@ -150,12 +150,17 @@ def all_specs() -> list:
 
 
 def make_inputs(
-    spec: AttentionSpec, *, dtype: torch.dtype = torch.float32, heads: int = 2, kv_heads: int = 2
+    spec: AttentionSpec,
+    *,
+    dtype: torch.dtype = torch.float32,
+    heads: int = 2,
+    kv_heads: int = 2,
+    head_size: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v and a gradient for the output, all `b h n d` with b = 2, d = 8."""
+    """q, k, v and a gradient for the output, all `b h n d` with b = 2."""
     generator = torch.Generator().manual_seed(spec.num_queries)
     sizes = [(heads, spec.num_queries), (kv_heads, spec.num_keys), (kv_heads, spec.num_keys), (heads, spec.num_queries)]
-    tensors = [torch.randn(2, h, n, 8, generator=generator).to(dtype) for h, n in sizes]
+    tensors = [torch.randn(2, h, n, head_size, generator=generator).to(dtype) for h, n in sizes]
     return tensors[0].requires_grad_(), tensors[1].requires_grad_(), tensors[2].requires_grad_(), tensors[3]
 
 

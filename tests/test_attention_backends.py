@@ -1,5 +1,7 @@
 """Every backend of `attention3d` equals float64 attention with the dense mask, forward and backward, any pattern."""
 
+from collections.abc import Iterator
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -24,6 +26,14 @@ CPU_BACKENDS = ("sdpa_dense", "sdpa_reshape", "halo", "matmul")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _unwritten_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def errors_of_backends(spec: AttentionSpec, inputs: tuple[Tensor, ...]) -> dict[str, list[float]]:
     """For each backend that can serve, the errors of the output and the gradients of q, k and v."""
     doubles = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
@@ -46,7 +56,7 @@ def assert_accurate(errors: dict[str, list[float]], dtype: torch.dtype) -> None:
             assert error <= max(1.5 * errors["sdpa_dense"][i], tolerance / 2), (backend, i)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("name", "grid", "prefix"), all_specs())
 def test_every_backend_equals_float64_attention_forward_and_backward(
     name: str, grid: Place, prefix: int, dtype: torch.dtype
@@ -55,6 +65,27 @@ def test_every_backend_equals_float64_attention_forward_and_backward(
     errors = errors_of_backends(spec, make_inputs(spec, dtype=dtype))
     assert_accurate(errors, dtype)
     assert "halo" in errors or name == "sinks_over_all_frames"
+
+
+@pytest.mark.parametrize(
+    ("backend", "spec", "dtype"),
+    [
+        pytest.param(backend, spec, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
+        for name, backend, spec in (
+            ("windows", "sdpa_reshape", AttentionSpec.swin3d((5, 12, 14), (2, 5, 5), shifted=True, prefix=7)),
+            ("neighbourhood", "halo", AttentionSpec.neighborhood((5, 12, 14), (3, 5, 5), prefix=7)),
+            ("frames", "halo", AttentionSpec.frame_causal((5, 12, 14))),
+            ("products", "matmul", AttentionSpec.sequence(500, True)),
+        )
+        for dtype in (TOLERANCE if backend != "matmul" else [torch.bfloat16])
+    ],
+)
+def test_where_rounding_averages_out_no_backend_errs_1_5_times_as_much_as_sdpa(
+    backend: str, spec: AttentionSpec, dtype: torch.dtype
+) -> None:
+    inputs = make_inputs(spec, dtype=dtype, head_size=64)
+    errors = errors_of_backends(spec, inputs)
+    assert all(ours <= 1.5 * theirs for ours, theirs in zip(errors[backend], errors["sdpa_dense"], strict=True)), errors
 
 
 random_calls = given(

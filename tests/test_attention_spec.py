@@ -85,7 +85,7 @@ def test_flex_attention_block_mask_holds_the_same_pairs() -> None:
     assert torch.equal(mask[0, 0], spec.dense_mask())
 
 
-@pytest.mark.parametrize("prefix", [0, 5])
+@pytest.mark.parametrize("prefix", [0, 5, FLEX_BLOCK, FLEX_BLOCK + 7])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_block_lists_for_flex_attention_hide_no_visible_pair_and_mask_every_block_that_needs_it(
     name: str, prefix: int
@@ -105,6 +105,13 @@ def test_block_lists_for_flex_attention_hide_no_visible_pair_and_mask_every_bloc
     assert (visited | full)[rows // FLEX_BLOCK, columns // FLEX_BLOCK].all()
     rows, columns = torch.where(~spec.dense_mask())
     assert not full[rows // FLEX_BLOCK, columns // FLEX_BLOCK].any()
+
+
+def test_block_lists_for_flex_attention_are_made_without_looking_at_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AttentionSpec, "allowed", None)
+    spec = AttentionSpec.frame_causal((6, 48, 80), prefix=77)
+    blocks = block_mask(spec, torch.device("cpu"))
+    assert spec.density() < 1 - blocks.sparsity() / 100 < spec.density() + 0.02
 
 
 # ---------------------------------------------------------------------------------------- a value: hash, store, reuse
@@ -178,7 +185,11 @@ def test_specs_are_frozen_values_that_hash_copy_and_survive_json() -> None:
         ),
         (
             lambda: AttentionSpec.sliding_tile((4, 4, 4), (4, 2, 2), tile=(2, 2, 2)),
-            "window 4 along time must be an odd number of tiles of 2; use ",
+            "window 4 along time must be an odd number of tiles of 2; use 2",
+        ),
+        (
+            lambda: AttentionSpec.sliding_tile((16, 4, 4), (16, 2, 2), tile=(4, 2, 2)),
+            "window 16 along time must be an odd number of tiles of 4; use 12",
         ),
         (
             lambda: AttentionSpec.sliding_tile((5, 4, 4), (2, 2, 2), tile=(2, 2, 2)),

@@ -1,5 +1,7 @@
 """The property suite of the attention kernels on a GPU, with memory that nobody wrote poisoned (`make gpu`)."""
 
+import os
+
 import pytest
 import torch
 from test_triton_interpret import run_checks
@@ -10,7 +12,8 @@ pytestmark = pytest.mark.gpu
 
 
 def test_triton_attention_equals_the_reference_on_the_gpu() -> None:
-    run_checks("slow or not slow", interpret=False)
+    # most of the time goes into compiling a kernel for each pattern, on the CPU
+    run_checks("slow or not slow", interpret=False, workers=min(8, (os.cpu_count() or 2) // 2))
 
 
 @pytest.mark.parametrize("backend", ["triton", "flex"])

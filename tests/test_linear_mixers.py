@@ -1,11 +1,15 @@
 """Are the linear mixers one function in all their forms, and is their cost linear in tokens?"""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.kernels.ops.linear_attention import (
+    _flash_linear_attention,
     bidirectional_linear_attention,
     chunked_linear_attention,
     gated_linear_attention,
@@ -143,6 +147,33 @@ def test_scans_along_each_axis_visit_every_token_once_and_give_results_back_in_p
     assert orders[2][:3].tolist() == [0, 12, 1]  # time fastest, then width
     assert torch.equal(mixer(x, orders[0]), mixer(x))
     torch.testing.assert_close(mixer(x, orders[2])[:, orders[2]], mixer(x[:, orders[2]]))
+
+
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_what_is_handed_to_flash_linear_attention_means_the_same_there(by_channel, monkeypatch):
+    """As its documentation has it: `b n h d`, and a state `b h d e`; the library itself is not needed here."""
+
+    def scan(q, k, v, g, *, scale, initial_state, output_final_state):
+        assert output_final_state and all(tensor.is_contiguous() for tensor in (q, k, v, g))
+        state, steps = initial_state, []
+        for token in range(q.shape[1]):
+            decay = g[:, token].exp()
+            state = (decay.unsqueeze(-1) if g.ndim == 4 else decay[..., None, None]) * state
+            state = state + k[:, token].unsqueeze(-1) * v[:, token].unsqueeze(-2)
+            steps.append(scale * (q[:, token].unsqueeze(-2) @ state).squeeze(-2))
+        return torch.stack(steps, dim=1), state
+
+    for name, function in (("gla", "chunk_gla"), ("simple_gla", "chunk_simple_gla")):
+        module = ModuleType(name)
+        setattr(module, function, scan)
+        monkeypatch.setitem(sys.modules, f"fla.ops.{name}", module)
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    tensors, state = inputs(20, by_channel=by_channel), drawn(2, 3, 4, 6, seed=4)
+    for ours, expected in zip(
+        _flash_linear_attention(*tensors, state), gated_linear_attention(*tensors, state=state), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -46,7 +46,7 @@ def test_registered_ops_pass_opcheck_and_compile_without_graph_breaks():
 
 @pytest.mark.gpu
 def test_kernels_equal_their_torch_forms_on_the_gpu():
-    run(*checks(), interpret=False)
+    run(*checks("-n", str(min(8, (os.cpu_count() or 2) // 2))), interpret=False)
 
 
 def compiled(arch: int, *cases: str, path: str = "") -> list[dict]:

@@ -14,13 +14,13 @@ from vidgen.kernels.backends import BACKENDS
 HERE = Path(__file__).resolve().parent
 
 
-def run_checks(tier: str, *, interpret: bool) -> None:
-    """The checks whose marks fit the expression `tier`, in a process with Triton's switch set."""
+def run_checks(tier: str, *, interpret: bool, workers: int = 0) -> None:
+    """The checks whose marks fit the expression `tier`, in a process with Triton's switch set, or several."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
     command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "triton_attention_checks.py")]
     done = subprocess.run(
-        [sys.executable, *command, "-m", tier],
+        [sys.executable, *command, "-m", tier, "-n", str(workers)],
         cwd=HERE.parent,
         env=environment,
         capture_output=True,

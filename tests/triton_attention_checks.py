@@ -270,11 +270,25 @@ tiles = st.one_of(st.none(), st.tuples(st.integers(1, 2), st.integers(1, 4), st.
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# on a GPU every pattern is compiled, which takes seconds
+@settings(
+    max_examples=10 if ON_GPU else 30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(specs(), tiles, tiles, st.booleans(), st.sampled_from([(1, 1), (2, 1), (2, 2)]), st.sampled_from([32, 96]))
 def test_sweep_of_random_odd_patterns_equals_the_reference(
-    cut, spec: AttentionSpec, query: tuple | None, key: tuple | None, descriptors: bool, heads: tuple, head: int
+    cut,
+    dtype: torch.dtype,
+    spec: AttentionSpec,
+    query: tuple | None,
+    key: tuple | None,
+    descriptors: bool,
+    heads: tuple,
+    head: int,
 ) -> None:
     cut(query=query, key=key, descriptors=descriptors)
-    for dtype in DTYPES:
-        check(spec, draw(spec, heads=heads[0], key_heads=heads[1], head=head, dtype=dtype))
+    check(spec, draw(spec, heads=heads[0], key_heads=heads[1], head=head, dtype=dtype))

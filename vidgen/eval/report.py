@@ -1,6 +1,7 @@
 """Where a result came from, and how it is written: environment stamp, JSON, CSV, peak memory."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -49,6 +50,21 @@ def git_commit() -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if changed.returncode else "")
+
+
+def code_digest(*sources: str) -> str:
+    """Short hash of Python and CUDA sources, files or folders of the checkout: which code a result came from.
+
+    Unlike a commit it changes with edits that are not committed, and does not when something else is.
+    """
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for source in sources:
+        paths = [root / source] if (root / source).is_file() else sorted((root / source).rglob("*"))
+        for path in paths:
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def reset_peak_memory(device: torch.device | str) -> None:

@@ -76,24 +76,58 @@ def block_map(spec: AttentionSpec, queries: Tiling, keys: Tiling) -> Tensor:
     text_rows, text_columns = queries.prefix_blocks(spec.query_prefix), keys.prefix_blocks(spec.prefix)
     row_count = queries.num_blocks(spec.grid, prefix=spec.query_prefix)
     seen = torch.full((row_count, keys.num_blocks(spec.kv_grid, prefix=spec.prefix)), FULL, dtype=torch.uint8)
-    seen[text_rows:, text_columns:] = _grid_map(spec, queries, keys)
+    seen[text_rows:, text_columns:] = _grid_map(spec, queries.boxes(spec.grid), keys.boxes(spec.kv_grid))
     if spec.prefix_mode != "bidir":
         seen[:text_rows, text_columns:] = NONE
-    if spec.prefix_mode == "causal":
-        first_query = torch.arange(text_rows)[:, None] * queries.capacity
-        first_key = torch.arange(text_columns)[None, :] * keys.capacity
-        some = first_key <= torch.clamp(first_query + queries.capacity, max=spec.prefix) - 1
-        every = torch.clamp(first_key + keys.capacity, max=spec.prefix) - 1 <= first_query
-        seen[:text_rows, :text_columns] = _level(some, every)
+    seen[:text_rows, :text_columns] = _text_map(spec, queries.capacity, keys.capacity)
     return seen.minimum(FULL - keys.ragged(spec.kv_grid, prefix=spec.prefix).byte())
 
 
-def _grid_map(spec: AttentionSpec, queries: Tiling, keys: Tiling) -> Tensor:
-    """`block_map` between grid blocks: visible = in the past along all axes, and near along all axes or a sink."""
-    query_first, query_last = queries.boxes(spec.grid)
+def run_map(spec: AttentionSpec, block: int) -> Tensor:
+    """`block_map` for runs of all tokens, text and grid without a gap, as FlexAttention cuts them."""
+    runs = Tiling(block=block)
+    shape = (-(-spec.num_queries // block), -(-spec.num_keys // block))
+    some, every = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+    # where text and grid meet in a block, it belongs to both
+    rows, columns = spec.query_prefix // block, spec.prefix // block
+    text = _text_map(spec, block, block)
+    for place, seen in (
+        (
+            (slice(rows, None), slice(columns, None)),
+            _grid_map(
+                spec,
+                runs.boxes(spec.grid, skipped=spec.query_prefix % block),
+                runs.boxes(spec.kv_grid, skipped=spec.prefix % block),
+            ),
+        ),
+        ((slice(rows, None), slice(text.shape[1])), torch.tensor(FULL)),
+        ((slice(text.shape[0]), slice(columns, None)), torch.tensor(FULL if spec.prefix_mode == "bidir" else NONE)),
+        ((slice(text.shape[0]), slice(text.shape[1])), text),
+    ):
+        some[place] |= seen > NONE
+        every[place] &= seen == FULL
+    if spec.num_keys % block:
+        every[:, -1] = False
+    return _level(some, every)
+
+
+def _text_map(spec: AttentionSpec, query_block: int, key_block: int) -> Tensor:
+    """`block_map` between the blocks that hold text."""
+    first_query = torch.arange(0, spec.query_prefix, query_block)[:, None]
+    first_key = torch.arange(0, spec.prefix, key_block)[None, :]
+    if spec.prefix_mode != "causal":
+        return torch.full((len(first_query), first_key.shape[1]), FULL, dtype=torch.uint8)
+    some = first_key <= torch.clamp(first_query + query_block, max=spec.prefix) - 1
+    every = torch.clamp(first_key + key_block, max=spec.prefix) - 1 <= first_query
+    return _level(some, every)
+
+
+def _grid_map(spec: AttentionSpec, queries: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor]) -> Tensor:
+    """`block_map` between boxes of the grid: visible = in the past along all axes, and near along all or a sink."""
+    query_first, query_last = queries
     query_first[0] += spec.q_frame_offset
     query_last[0] += spec.q_frame_offset
-    key_first, key_last = keys.boxes(spec.kv_grid)
+    key_first, key_last = keys
     past = near = torch.tensor(FULL, dtype=torch.uint8)
     for axis in range(3):
         # blocks share few intervals along an axis: relate those, then spread the answer over the blocks

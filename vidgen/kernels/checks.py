@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vidgen.kernels.axis import AXES
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 EDGES = ("shrink", "clamp")
 PREFIX_MODES = ("bidir", "self", "causal", "kv_only")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # ------------------------------------------------------------------------------------------------------- patterns
 
@@ -110,14 +112,21 @@ def check_tiles(grid: Any, window: Any, tile: Any, edge: str) -> None:
     for name, length, size, step in zip(AXES, grid, window, tile, strict=True):
         if size % (2 * step) != step:
             nearest = max(1, round((size / step - 1) / 2) * 2 + 1) * step
+            if edge == "clamp":
+                nearest = min(nearest, _odd_tiles(length, step))
             raise ValueError(f"window {size} along {name} must be an odd number of tiles of {step}; use {nearest}")
         if edge == "clamp" and length % step:
             raise ValueError(f'grid {length} along {name} is not a whole number of tiles of {step}; use edge="shrink"')
         if edge == "clamp" and size > length:
-            largest = (length // step - 1) // 2 * 2 + 1
             raise ValueError(
-                f'window {size} along {name} is larger than the grid, {length}; use {largest * step} or edge="shrink"'
+                f"window {size} along {name} is larger than the grid, {length}; use {_odd_tiles(length, step)} or "
+                'edge="shrink"'
             )
+
+
+def _odd_tiles(length: int, step: int) -> int:
+    """The longest window of an odd number of tiles that fits."""
+    return max(1, (length // step - 1) // 2 * 2 + 1) * step
 
 
 def check_triple(name: str, value: Any, *, smallest: int) -> None:
@@ -148,8 +157,8 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, spec: "AttentionSpec") -> Non
             raise ValueError(f"{name} is on {tensor.device}, q on {q.device}; move them to one device")
         if tensor.dtype != q.dtype:
             raise ValueError(f"{name} is {tensor.dtype}, q is {q.dtype}; cast them to one dtype")
-    if not q.dtype.is_floating_point:
-        raise ValueError(f"q, k and v are {q.dtype}; use float32, bfloat16 or float16")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"q, k and v are {q.dtype}; use float32, bfloat16, float16 or float64")
     if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(
             f"k and v need equally many heads, a divisor of q's {q.shape[1]}; got {k.shape[1]} and {v.shape[1]}, use "

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from vidgen.kernels.blocks import FULL, PARTIAL, block_map
+from vidgen.kernels.blocks import FULL, PARTIAL, run_map
 from vidgen.kernels.spec import AttentionSpec
-from vidgen.kernels.tiling import Tiling
 
 # A model alternates between a handful of patterns; a mask of 16k tokens is 256 MB, so more entries would cost memory.
 CACHED_MASKS = 8
@@ -34,8 +33,8 @@ def dense_mask(spec: AttentionSpec, device: torch.device) -> Tensor:
 @lru_cache(maxsize=CACHED_MASKS)
 def block_mask(spec: AttentionSpec, device: torch.device) -> BlockMask:
     """FlexAttention's block lists of the spec."""
-    if spec.prefix or torch.compiler.is_compiling():
-        # A prefix shifts the grid against the blocks, and interval arithmetic has shapes that no graph can hold.
+    if torch.compiler.is_compiling():
+        # interval arithmetic has shapes that no graph can hold
         return create_block_mask(
             spec.mask_mod(),
             B=None,
@@ -45,13 +44,13 @@ def block_mask(spec: AttentionSpec, device: torch.device) -> BlockMask:
             device=str(device),
             BLOCK_SIZE=FLEX_BLOCK,
         )
-    runs = Tiling(block=FLEX_BLOCK)
-    seen = block_map(spec, runs, runs).to(device)
-    return to_block_mask(seen, spec.mask_mod(), FLEX_BLOCK, lengths=(spec.num_queries, spec.num_keys))
+    with torch.inference_mode(False):  # what is first needed under inference_mode must serve training later
+        seen = run_map(spec, FLEX_BLOCK).to(device)
+        return to_block_mask(seen, spec.mask_mod(), FLEX_BLOCK, lengths=(spec.num_queries, spec.num_keys))
 
 
 def to_block_mask(seen: Tensor, mask_mod: Callable[..., Tensor], block: int, *, lengths: tuple[int, int]) -> BlockMask:
-    """A map of blocks (`vidgen.kernels.blocks.block_map`) as FlexAttention takes it, for so many queries and keys."""
+    """A map of blocks (`vidgen.kernels.blocks`) as FlexAttention takes it, for so many queries and keys."""
     lists = []
     for level in (PARTIAL, FULL):
         members = (seen == level)[None, None]

@@ -66,16 +66,20 @@ class Tiling:
         held = torch.cat([text, tiled.reshape(-1, self.capacity)])
         return torch.nn.functional.pad(held, (0, self.block - self.capacity), value=-1)
 
-    def boxes(self, grid: Triple) -> tuple[Tensor, Tensor]:
-        """First and last (frame, row, column), inclusive, of the box around each grid block: two of `3 blocks`."""
+    def boxes(self, grid: Triple, *, skipped: int = 0) -> tuple[Tensor, Tensor]:
+        """First and last (frame, row, column), inclusive, of the box around each grid block: two of `3 blocks`.
+
+        The first of raster runs holds `skipped` tokens fewer (text is in its place).
+        """
         if self.tile is not None:
             index = torch.cartesian_prod(*(torch.arange(count) for count in self.tiles(grid))).view(-1, 3)
             first = index * torch.tensor(self.tile)
             last = torch.minimum(first + torch.tensor(self.tile), torch.tensor(grid)) - 1
             return first.T, last.T
         frames, height, width = grid
-        start = torch.arange(0, frames * height * width, self.capacity)
-        stop = torch.clamp(start + self.capacity, max=frames * height * width) - 1
+        begin = torch.arange(-skipped, frames * height * width, self.capacity)
+        start = begin.clamp(min=0)
+        stop = torch.clamp(begin + self.capacity, max=frames * height * width) - 1
         one_frame = start // (height * width) == stop // (height * width)
         one_row = start // width == stop // width
         first = [start // (height * width), (start // width % height) * one_frame, (start % width) * one_row]
