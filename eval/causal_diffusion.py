@@ -93,13 +93,13 @@ class Rollout:
             for step in range(self.settings.steps):
                 level = torch.full((1,), 1000 * (1 - step / self.settings.steps), device=x.device)
                 outputs = [
-                    self.model(x, level, here, **told, cache=cache)
+                    self.model(x, level, here, **told, grid=self.grid(x), cache=cache)
                     for told, cache in zip(self.branches, caches, strict=True)
                 ]
                 x = x - self.guided(outputs) / self.settings.steps
             for told, cache in zip(self.branches, caches, strict=True):
                 cache.storing = True
-                self.model(x, torch.zeros(1, device=x.device), here, **told, cache=cache)
+                self.model(x, torch.zeros(1, device=x.device), here, **told, grid=self.grid(x), cache=cache)
                 cache.storing = False
             made.append(x)
             seconds.append(self.now() - started)
@@ -115,11 +115,16 @@ class Rollout:
                 level = torch.full((1, len(here)), 1000 * (1 - step / self.settings.steps), device=x.device)
                 level[:, :start] = 0
                 whole = torch.cat([clean, x], dim=1)
-                outputs = [self.model(whole, level, here, **told)[:, start:] for told in self.branches]
+                grid = self.grid(whole)
+                outputs = [self.model(whole, level, here, **told, grid=grid)[:, start:] for told in self.branches]
                 x = x - self.guided(outputs) / self.settings.steps
             clean = torch.cat([clean, x], dim=1)
             seconds.append(self.now() - started)
         return clean, seconds
+
+    def grid(self, tokens: Tensor) -> tuple[int, int, int]:
+        """Extents of the frames that `tokens` are."""
+        return tokens.shape[1] // self.settings.side**2, self.settings.side, self.settings.side
 
     def now(self) -> float:
         """CPU-seconds of this process, or wall-clock seconds of a GPU that is done."""

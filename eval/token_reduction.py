@@ -126,8 +126,8 @@ def of_pipeline(settings: Settings) -> list[dict[str, Any]]:
     pipe.to(settings.device)
     pipe.set_progress_bar_config(disable=True)
     size = tuple(pipe.config.defaults[name] for name in ("num_frames", "height", "width"))
-    coordinates = pipe.video_tokenizer.spec.coordinates(size)
-    label = {"model": settings.model, "tokens": pipe.transformer.patches.count(coordinates)}
+    tokens = math.prod(pipe.transformer.patches.grid(pipe.video_tokenizer.spec.grid(size)))
+    label = {"model": settings.model, "tokens": tokens}
 
     def make(reduction: TokenReduction | None) -> Tensor:
         return pipe(
@@ -166,7 +166,8 @@ def of_large(settings: Settings, grid: tuple[int, int, int]) -> list[dict[str, A
             level = 1 - step / settings.large_steps
             timestep = torch.full((1,), 1000 * level, device=x.device)
             here = None if run is None else run.at(step, level)
-            x = x - network(x, timestep, coordinates, states, mask, reduction=here) / settings.large_steps
+            said = network(x, timestep, coordinates, states, mask, grid=grid, reduction=here)
+            x = x - said / settings.large_steps
         return x.cpu()
 
     name = f"random, {settings.large_layers} layers of width {settings.large_width}"

@@ -17,6 +17,7 @@ from vidgen.nn.random import seeded
 from vidgen.pipelines import Cascade, DiffusionVideoPipeline, Interpolation, SuperResolution
 from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
 from vidgen.pipelines.cascade_stages import spans, time_windows
+from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training import GeneratorRun, train_generator
 
 TEXT = "a red circle"
@@ -267,6 +268,26 @@ def test_a_small_video_is_one_that_was_made_small():
     with pytest.raises(ValueError, match="do not divide by 4"):
         CONTROLS["quarter-size"](clip(1, 18, 16))
     assert set(get_args(get_type_hints(GeneratorRun)["control"])) == set(CONTROLS)
+
+
+# -------------------------------------------------------------------------------------------------------- the presets
+
+# Million weights of each pipeline's network at full size. The chain is LaVie's and SeedVR's; their networks are others.
+MILLIONS = {"lavie": (609, 609, 4008), "seedvr-restoration": (4008,)}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_the_networks_of_a_cascade_have_their_full_size_and_a_branch_where_a_video_is_given(name):
+    preset = CASCADE_PRESETS[name]
+    bases = [] if preset.base is None else [preset.base]
+    counts = []
+    for made in (*bases, *(stage.pipeline for stage in preset.stages)):
+        spec = TOKENIZER_PRESETS[made.tokenizer].tiny().build().spec
+        with torch.device("meta"):
+            network: Any = made.generator(latent_spec=spec.to_json(), text_width=made.text["width"], **made.config)
+        counts.append(network.num_parameters() / 1e6)
+        assert hasattr(network, "control_branch") == ("control_layers" in made.config)
+    assert counts == pytest.approx(MILLIONS[name], rel=0.005)
 
 
 # ------------------------------------------------------------------------------------------------------ contradictions

@@ -247,13 +247,86 @@ def test_generating_writes_exactly_the_frames_and_size_asked_for(vidgen, saved_p
     from vidgen.data import iter_frames
     from vidgen.latents import Latents
 
-    arguments = ("--num-frames", 6, "--height", 24, "--width", 33, "--steps", 2, "--num-videos", 2)
+    arguments = ("--num-frames", 6, "--window", 6, "--height", 24, "--width", 33, "--steps", 2, "--num-videos", 2)
     files = ("-o", tmp_path / "star.gif", "--latents", tmp_path / "star.safetensors")
     code, _, _ = vidgen("generate", "a star", "--model", saved_pipeline, *arguments, *files)
     assert code == 0
     for name in ("star-1.gif", "star-2.gif"):
         assert [frame.shape for frame in iter_frames(tmp_path / name)] == [(24, 33, 3)] * 6
     assert Latents.load(tmp_path / "star.safetensors").size == (6, 24, 33)
+
+
+@pytest.fixture(scope="module")
+def small_clip(tmp_path_factory) -> Path:
+    """Seven frames of 16x16 on disk."""
+    from vidgen.data import write_video
+
+    path = tmp_path_factory.mktemp("clips") / "small"
+    return write_video(path, torch.rand(3, 7, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1, fps=8)
+
+
+GENERATE = {
+    "longer than a window": (("--num-frames", 9), 9),
+    "longer, with another overlap": (("--num-frames", 8, "--window", 4, "--overlap", 3, "--num-videos", 2), 8),
+    "a timeline": (("--then", 2, "a star", 4, "a circle"), 5),
+    "a timeline over several windows": (("--num-frames", 9, "--then", 6, "a star"), 9),
+    "after a clip longer than a window": (("--start", "CLIP", "--num-frames", 9), 9),
+    "after a part of a clip": (("--start", "CLIP", "--start-frames", 2), 5),
+    "an edited clip": (("--edit", "CLIP", "--strength", 0.5), 7),
+}
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_generating_goes_on_changes_its_prompt_and_edits(name, vidgen, saved_pipeline, small_clip, tmp_path):
+    from vidgen.data import read_video
+
+    arguments, frames = GENERATE[name]
+    words = [small_clip if word == "CLIP" else word for word in arguments]
+    code, _, errors = vidgen(
+        "generate", "a star", "--model", saved_pipeline, "--steps", 2, *words, "-o", tmp_path / "x"
+    )
+    assert (code, [line for line in errors if line.startswith("vidgen")]) == (0, [])
+    made = [read_video(path).frames for path in sorted(tmp_path.iterdir())]
+    assert [video.shape for video in made] == [(frames, 16, 16, 3)] * len(made)
+    assert len(made) == (2 if "--num-videos" in arguments else 1)
+    if "--start" in arguments:
+        given = 2 if "--start-frames" in arguments else 7
+        assert (made[0][:given] == read_video(small_clip).frames[:given]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--strength", 0.5), ("--edit",)),
+        (("--edit", "a.mp4", "--num-frames", 9), ("--num-frames",)),
+        (("--then", 9, "a star"), ("starts at frame 9",)),
+        (("--then", 3, "a star", 2, "a circle"), ("must rise",)),
+        (("--num-frames", 9, "--overlap", 5), ("between 1 and 4",)),
+    ],
+)
+def test_flags_of_generate_that_do_not_fit_are_clear_mistakes(arguments, words, vidgen, saved_pipeline, tmp_path):
+    result = vidgen("generate", "a star", "--model", saved_pipeline, *arguments, "-o", tmp_path / "x.gif")
+    assert_is_a_clear_mistake(result, *words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["shapes-masked", "shapes-flow", "shapes-ar"])
+def test_every_built_in_model_takes_the_flags_of_generate(model, vidgen, tmp_path):
+    from vidgen.data import read_video
+
+    def made(name: str, *arguments: object):
+        words = ("generate", "a large red circle moving left on a navy background", "--model", model, "--steps", 2)
+        code, _, errors = vidgen(*words, *arguments, "-o", tmp_path / name)
+        assert code == 0, errors
+        return read_video(tmp_path / name).frames
+
+    story = made("story", "--then", 9, "a large red circle moving right on a navy background")
+    assert story.shape == (17, 64, 64, 3)
+    edited = made("edited", "--edit", tmp_path / "story", "--strength", 0.3)
+    assert edited.shape == story.shape
+    longer = made("longer", "--start", tmp_path / "story", "--start-frames", 9, "--num-frames", 24)
+    assert longer.shape == (24, 64, 64, 3)
+    assert (longer[:9] == story[:9]).all()
 
 
 def test_a_start_of_another_size_is_a_clear_mistake(vidgen, clip, saved_pipeline, tmp_path):

@@ -244,7 +244,9 @@ def recomputed(
             timestep = torch.full(x.shape[:2], float(t))
             timestep[:, :start] = 0
             said = [
-                pipe.transformer(x, timestep, coordinates[: x.shape[1]], text.states, mask)[:, start:]
+                pipe.transformer(
+                    x, timestep, coordinates[: x.shape[1]], text.states, mask, grid=(x.shape[1] // 6, 2, 3)
+                )[:, start:]
                 for mask in (text.mask, torch.zeros_like(text.mask))
             ]
             current = pipe.scheduler.step(said[1] + scale * (said[0] - said[1]), t, current, return_dict=False)[0]
@@ -282,7 +284,7 @@ def test_memory_of_a_window_is_constant_however_long_the_video():
     coordinates, text = pipe.video_tokenizer.spec.coordinates(size), pipe.text_encoder.encode([TEXT])
     held = []
     for start in range(0, len(coordinates), 6):
-        inputs = {"encoder_hidden_states": text.states, "encoder_attention_mask": text.mask}
+        inputs = {"encoder_hidden_states": text.states, "encoder_attention_mask": text.mask, "grid": (1, 2, 3)}
         pipe.remember(cache, torch.zeros(1, 6, 4), coordinates[start : start + 6], inputs)
         held.append(cache.frames)
     assert held == [1, 2, 3] + [3] * 8
@@ -370,7 +372,13 @@ def test_a_cache_of_clean_frames_is_never_filled_with_skipped_blocks():
 @torch.no_grad()
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"text_path": "joint"}, {"shared_modulation": False}, {"attention": "windows"}, {"attention": "frame-causal"}],
+    [
+        {},
+        {"text_path": "joint", "single_layers": 1},
+        {"shared_modulation": False, "sandwich_norm": True},
+        {"attention": "windows"},
+        {"attention": "frame-causal"},
+    ],
 )
 def test_repeated_blocks_compile_without_graph_breaks(changes):
     torch._dynamo.reset()

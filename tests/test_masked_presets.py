@@ -91,7 +91,7 @@ def test_windows_take_turns_and_whole_windows_are_no_windows():
     latents = random_latents(SPECS["grid of ids"])
     assert torch.allclose(output(network(windows=[(0, 0, 0)]), latents), output(network(), latents), atol=1e-5)
     model = network(layers=3, windows=[(1, 0, 0), (0, 1, 1)])
-    patterns = model.patterns(latents.spec.coordinates(SIZE))
+    patterns = model.patterns(8, (2, 2, 2))
     assert [pattern.granularity for pattern in patterns] == [(1, 2, 2), (2, 1, 1), (1, 2, 2)]
     with pytest.raises(ValueError, match="windows need tokens on one thw grid"):
         MaskedTransformer(SPECS["three planes"].to_json(), windows=[(1, 0, 0)])

@@ -1,12 +1,19 @@
 """`vidgen generate`: a video from a prompt."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from vidgen.cli.loading import Precision, load_pipeline
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+SIZE = {"num_frames": 17, "height": 64, "width": 64}  # of a model that says nothing about its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +25,10 @@ class Command:
     still} on a {black|gray|navy|brown} background. Two objects are joined by "and".
 
     Example: vidgen generate "a large red circle moving left on a navy background" --model shapes-masked -o circle.mp4
+
+    A longer video, whose prompt changes: add --num-frames 49 --then 24 "a large red circle moving right on a navy
+    background". A video that goes on after a clip: --start clip.mp4. A clip under another prompt: --edit clip.mp4
+    --strength 0.6.
     """
 
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
@@ -28,8 +39,14 @@ class Command:
     """Built-in name (see `vidgen models`), folder, or hub id."""
     num_videos: int = 1
     """How many videos to make; each has noise of its own, the first the same as when it is the only one."""
+    then: Annotated[tuple[tuple[int, str], ...], arg(metavar="FRAME PROMPT …")] = ()
+    """Further prompts, each from a frame on: --then 24 "a blue star" 48 "a red star"."""
     num_frames: int | None = None
-    """Frames of the video; the model's own number by default."""
+    """Frames of the video; the model's own number by default. More than --window are made window by window."""
+    window: int | None = None
+    """Frames made at once; the model's own number by default. Each window continues the one before."""
+    overlap: int | None = None
+    """Frames that a window shares with the one before; a third of it by default."""
     height: int | None = None
     """Pixel rows; the model's own number by default."""
     width: int | None = None
@@ -46,6 +63,10 @@ class Command:
     """An image or a clip that the video begins with, of the same size; it comes back unchanged and is continued."""
     start_frames: int | None = None
     """How many frames of --start to take; all of them by default."""
+    edit: Annotated[Path | None, arg(metavar="FILE")] = None
+    """A clip to change; the video has its frames and its size."""
+    strength: float | None = None
+    """How much of the clip to --edit is made anew, above 0 to 1; 0.6 by default."""
     latents: Annotated[Path | None, arg(metavar="FILE")] = None
     """Also write the tokens to this safetensors file, before they are decoded."""
     seed: int = 0
@@ -62,6 +83,10 @@ class Command:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
         if self.start_frames is not None and self.start is None:
             raise ValueError("--start-frames says how much of --start to take; give --start FILE too")
+        if self.strength is not None and self.edit is None:
+            raise ValueError("--strength says how much of a clip is made anew; give --edit FILE too")
+        if self.edit is not None and (self.start is not None or self.num_frames is not None):
+            raise ValueError("--edit changes all frames of a clip; leave --start and --num-frames out")
 
 
 def output_files(path: Path, count: int) -> list[Path]:
@@ -76,25 +101,43 @@ def run(command: Command) -> None:
 
     from vidgen.data import read_video, to_tensor, write_video
 
-    start = None
-    if command.start is not None:
-        start = to_tensor(read_video(command.start, max_frames=command.start_frames).frames)
+    given = None
+    if command.start is not None or command.edit is not None:
+        path, most = (command.start, command.start_frames) if command.edit is None else (command.edit, None)
+        assert path is not None
+        given = to_tensor(read_video(path, max_frames=most).frames)
     pipeline = load_pipeline(command.model, device=command.device, precision=command.precision)
-    videos = pipeline(
-        command.prompt,
-        negative_prompt=command.negative_prompt,
-        num_frames=command.num_frames,
-        height=command.height,
-        width=command.width,
-        num_inference_steps=command.steps,
-        guidance_scale=command.guidance,
-        num_videos_per_prompt=command.num_videos,
-        generator=torch.Generator().manual_seed(command.seed),
-        video=start,
-        output_type="pt",
-        latents_path=command.latents,
-    ).frames
-    for path, video in zip(output_files(command.output, command.num_videos), videos, strict=True):
-        write_video(path, rearrange(video, "t c h w -> c t h w") * 2 - 1, fps=command.fps)
-        frames, _, height, width = video.shape
-        print(f"wrote {path} ({frames} frames of {width}x{height})")
+    size = {name: pipeline.default(name, getattr(command, name), SIZE[name]) for name in SIZE}
+    window = pipeline.default("num_frames", command.window, SIZE["num_frames"])
+    prompt: Any = [(0, command.prompt), *command.then] if command.then else command.prompt
+    call = {
+        "negative_prompt": command.negative_prompt,
+        "num_inference_steps": command.steps,
+        "guidance_scale": command.guidance,
+        "generator": torch.Generator().manual_seed(command.seed),
+        "video": given,
+    }
+    if command.latents is not None:
+        call["latents_path"] = command.latents
+    if command.edit is not None:
+        assert given is not None
+        call["strength"] = 0.6 if command.strength is None else command.strength
+        size = dict(zip(SIZE, given.shape[1:], strict=True))
+    paths = output_files(command.output, command.num_videos)
+    if size["num_frames"] > window and command.edit is None:
+        long = {**size, **call, "window_frames": window, "overlap_frames": command.overlap}
+        videos: Any = (streamed(pipeline.extend_stream(prompt, **long)) for _ in paths)
+    else:
+        made = pipeline(prompt, **size, **call, num_videos_per_prompt=len(paths), output_type="pt").frames
+        videos = (rearrange(video, "t c h w -> c t h w") * 2 - 1 for video in made)
+    for path, video in zip(paths, videos, strict=True):
+        write_video(path, video, fps=command.fps)
+        print(f"wrote {path} ({size['num_frames']} frames of {size['width']}x{size['height']})")
+
+
+def streamed(chunks: "Iterator[torch.Tensor]") -> "Iterator[np.ndarray]":
+    """Chunks `1 3 t h w` as frames, one after the other."""
+    from vidgen.data import to_frames
+
+    for chunk in chunks:
+        yield from to_frames(chunk[0].cpu())

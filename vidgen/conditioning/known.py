@@ -1,5 +1,6 @@
 """From known pixels and a mask to known tokens: frame prediction, interpolation, in- and outpainting alike."""
 
+import warnings
 from typing import Protocol
 
 import torch
@@ -30,6 +31,29 @@ def known_from_video(tokenizer: Encodes, video: Tensor, mask: Tensor) -> tuple[L
     """
     latents = tokenizer.encode(fill_unknown(video, mask))
     return latents, token_states(mask, latents.spec)
+
+
+def check_polarity(video: Tensor, mask: Tensor, *, whole: bool) -> None:
+    """Refuse a mask (bool, as the video or 1 along an axis) that is of no use, and warn of one that looks inverted.
+
+    Known pixels that are all the same number, beside others that are not, are most likely a hole that was blanked.
+
+    Args:
+        whole: the video has all frames that are asked for.
+
+    Raises:
+        ValueError: no pixel is known, or all pixels of a whole video are.
+    """
+    advice = "true or 1 means known, false or 0 means to be made; where a tool marks what to make, invert its mask"
+    if not mask.any():
+        raise ValueError(f"the mask says that no pixel is known, and the video would be ignored: {advice}")
+    if whole and mask.all():
+        raise ValueError(f"the mask says that all pixels are known, and nothing is left to make: {advice}")
+    mask = mask.expand_as(video)
+    known, others = video[mask], video[~mask]
+    if known.min() == known.max() and len(others) > 0 and others.min() < others.max():
+        message = f"all known pixels are {known[0].item():g} and the others differ: is the mask inverted? {advice}"
+        warnings.warn(message, stacklevel=4)
 
 
 def fill_unknown(video: Tensor, mask: Tensor) -> Tensor:

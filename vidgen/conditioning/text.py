@@ -79,10 +79,13 @@ class WordTextEncoder(TextEncoder, ConfigMixin):
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
         words = [re.findall(r"\w+|[^\w\s]", prompt.lower()) for prompt in prompts]
-        longest = max(len(row) for row in words)
-        if longest > self.max_words:
-            raise ValueError(f"a prompt has {longest} words; this text encoder takes at most {self.max_words}")
-        length = max(longest, 1)
+        for row in words:
+            if len(row) > self.max_words:
+                raise ValueError(
+                    f"a prompt has {len(row)} words; this text encoder takes at most {self.max_words}; shorten it by "
+                    f"{' '.join(row[self.max_words :])!r}"
+                )
+        length = max(1, *(len(row) for row in words))
         rows = torch.zeros(len(words), length, 2, dtype=torch.long)
         mask = torch.zeros(len(words), length, dtype=torch.bool)
         for index, row in enumerate(words):

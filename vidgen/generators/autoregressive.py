@@ -27,6 +27,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         text_width: length of the condition states.
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
+        text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
@@ -44,6 +45,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         heads: int = 8,
         expansion: float = 4.0,
         token_weight: float = 0.5,
+        text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
     ) -> None:

@@ -1,7 +1,7 @@
 """The interface of every generator: latents and a condition in, losses out; sampling is the pipelines' loop."""
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition
 from vidgen.generators.control import ControlBranch, ReferenceEmbedding
-from vidgen.latents import Latents, LatentSpec
+from vidgen.latents import LatentPart, Latents, LatentSpec
 from vidgen.nn.random import Generators
 
 
@@ -35,8 +35,8 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
         """Refuse tokens of another kind than those that the network was built for."""
         if spec != self.spec:
             raise ValueError(
-                f"this generator was built for tokens {self.spec}, but the tokenizer makes {spec}; "
-                "use the tokenizer that it was trained with"
+                f"this generator was built for tokens {self.spec}, but the tokenizer makes {spec}; they differ in "
+                f"{differences(self.spec, spec)}; use the tokenizer that it was trained with"
             )
 
     def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
@@ -72,13 +72,7 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
             raise ValueError("this generator takes no reference images; let it with add_references() and train it")
         coordinates = references.spec.coordinates(references.size).to(condition.states.device)
         states = self.reference_embedding(references.tokens.to(condition.states), coordinates)
-        states = states.expand(len(condition.states), -1, -1)
-        frames = condition.frames
-        if frames is not None:
-            always = torch.tensor([0, torch.iinfo(torch.long).max], device=frames.device)
-            frames = torch.cat([frames, always.expand(*states.shape[:2], 2)], dim=1)
-        mask = torch.cat([condition.mask, condition.mask.new_ones(states.shape[:2])], dim=1)
-        return replace(condition, states=torch.cat([condition.states, states], dim=1), mask=mask, frames=frames)
+        return with_states(condition, states, None)
 
     def limits(self, coordinates: Tensor) -> Tensor | None:
         """Codebook sizes at each token, `n q`, where the parts differ; else `None`."""
@@ -86,6 +80,40 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
         if len(set(sizes)) == 1:
             return None
         return torch.tensor(sizes, device=coordinates.device)[coordinates[:, 0]]
+
+
+def with_states(condition: Condition, states: Tensor, frames: Tensor | None) -> Condition:
+    """The condition with more states (`b r d`, or `1 r d` for all), each for its range of `frames`, `r 2`, or for all.
+
+    Ranges are as in `Condition.frames`.
+    """
+    states = states.expand(len(condition.states), -1, -1)
+    ranges = None
+    if condition.frames is not None or frames is not None:
+        always = torch.tensor([0, torch.iinfo(torch.long).max], device=states.device)
+        given, added = (
+            always.expand(*some.shape[:2], 2) if its is None else its.expand(*some.shape[:2], 2)
+            for some, its in ((condition.states, condition.frames), (states, frames))
+        )
+        ranges = torch.cat([given, added], dim=1)
+    mask = torch.cat([condition.mask, condition.mask.new_ones(states.shape[:2])], dim=1)
+    return replace(condition, states=torch.cat([condition.states, states], dim=1), mask=mask, frames=ranges)
+
+
+def differences(own: LatentSpec, other: LatentSpec) -> str:
+    """What two specs disagree in, in words."""
+    if len(own.parts) != len(other.parts):
+        return f"the number of parts ({len(own.parts)}, not {len(other.parts)})"
+    of_parts = [field.name for field in fields(LatentPart)]
+    compared = [("", own, other, ["causal", "streamable"])]
+    for mine, theirs in zip(own.parts, other.parts, strict=True):
+        compared.append((f" of part {mine.name!r}", mine, theirs, of_parts))
+    return ", ".join(
+        f"{name}{owner} ({getattr(mine, name)}, not {getattr(theirs, name)})"
+        for owner, mine, theirs, names in compared
+        for name in names
+        if getattr(mine, name) != getattr(theirs, name)
+    )
 
 
 def rarity_weights(ids: Tensor, strength: float) -> Tensor:

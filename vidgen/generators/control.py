@@ -1,4 +1,4 @@
-"""What steers a trained generator beside text: a control video (depth, edges, sketch) and reference images."""
+"""What steers a generator beside text: a control video (depth, edges, sketch), reference images, actions."""
 
 import math
 
@@ -57,3 +57,23 @@ class ReferenceEmbedding(nn.Module):
         features = sine_features(places, self.text_width // 2 * 2)
         features = nn.functional.pad(features, (0, self.text_width % 2))
         return self.project(tokens).flatten(0, 1) + self.marker + features.to(self.marker.dtype)
+
+
+class ActionEmbedding(nn.Module):
+    """What an agent does at each frame to condition states, which the tokens of that frame attend to."""
+
+    def __init__(self, spec: LatentSpec, channels: int, text_width: int) -> None:
+        super().__init__()
+        self.stride, self.text_width = spec.unit[0], text_width
+        self.first_alone = spec.parts[0].first_frame_alone
+        self.project = nn.Linear(channels, text_width)
+
+    def forward(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `b t a` -> states `b t d` and, `t 2`, from and before which coordinates tokens cover that frame."""
+        if actions.ndim != 3 or actions.shape[2] != self.project.in_features:
+            raise ValueError(f"actions must be `b t {self.project.in_features}`, got {tuple(actions.shape)}")
+        frame = torch.arange(actions.shape[1], device=actions.device)
+        places = torch.stack([frame, torch.zeros_like(frame), torch.zeros_like(frame)], dim=1)
+        features = nn.functional.pad(sine_features(places, self.text_width // 2 * 2), (0, self.text_width % 2))
+        first = frame if self.first_alone else frame - self.stride + 1
+        return self.project(actions) + features.to(actions.dtype), torch.stack([first, first + self.stride], dim=1)

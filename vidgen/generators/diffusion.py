@@ -14,10 +14,10 @@ from vidgen.conditioning import Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
 from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding, TextProjection
 from vidgen.generators.layouts import FrameCausal, Full, layout_named
-from vidgen.generators.patches import Patches
+from vidgen.generators.patches import Grid, Patches, token_extents
 from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.frame_cache import FrameCache
-from vidgen.nn.joint_transformer import JointBlock, joint_mask
+from vidgen.nn.joint_transformer import JointBlock, SingleStreamBlock, joint_mask
 from vidgen.nn.positions import level_features, positions, rotary
 from vidgen.nn.random import Generators, randn
 from vidgen.nn.reduced_attention import ReducedAttention, ReductionRun
@@ -40,17 +40,20 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         attention, attention_options: name in `LAYOUTS` and arguments of that class.
         text_path: how text or class states act: "cross" (cross-attention), "joint" (two streams in one attention,
             MM-DiT) or "modulation" (adaLN, Latte's class labels; also part of "joint").
+        single_layers: blocks behind the `layers` in which text and tokens are one stream (Flux); "joint" text alone.
+        sandwich_norm: what attention and feed-forward give is normalised too, not only what they take (STIV).
         shared_modulation: one map of the noise level for all blocks (adaLN-single) or one in each (adaLN-zero).
         objective: "flow", or DDPM's "epsilon" or "v_prediction"; noise_schedule: arguments of diffusers'
             `DDPMScheduler` for those two; shift_base_tokens: of `FlowObjective`.
         level_frames: latent frames that share a noise level in training (Diffusion Forcing, arXiv 2407.01392);
             0 = the whole clip.
+        text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules: ClassVar[list[str]] = ["ModulatedBlock", "OwnModulationBlock", "JointBlock"]
-    _repeated_blocks: ClassVar[list[str]] = ["ModulatedBlock", "OwnModulationBlock", "JointBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["ModulatedBlock", "OwnModulationBlock", "JointBlock", "SingleStreamBlock"]
+    _repeated_blocks: ClassVar[list[str]] = _no_split_modules
 
     @register_to_config
     def __init__(
@@ -68,11 +71,14 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         attention: str = "full",
         attention_options: dict[str, Any] | None = None,
         text_path: str = "cross",
+        single_layers: int = 0,
+        sandwich_norm: bool = False,
         shared_modulation: bool = True,
         objective: str = "flow",
         noise_schedule: dict[str, Any] | None = None,
         shift_base_tokens: int = 0,
         level_frames: int = 0,
+        text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
     ) -> None:
@@ -91,6 +97,10 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             raise ValueError(f"text_path must be one of {', '.join(TEXT_PATHS)}, got {text_path!r}")
         if text_path == "joint" and attention != "full":
             raise ValueError(f"joint text streams need attention 'full', got {attention!r}; use text_path 'cross'")
+        if text_path == "joint" and sandwich_norm:
+            raise ValueError("sandwich_norm belongs to blocks of one stream; use text_path 'cross' or 'modulation'")
+        if text_path != "joint" and single_layers:
+            raise ValueError(f"single_layers follow joint text streams; use text_path 'joint', got {text_path!r}")
         self.text_path, self.shared_modulation, self.level_frames = text_path, shared_modulation, level_frames
         self.training_objective = objective_named(
             objective,
@@ -110,11 +120,12 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             self.to_modulation = nn.Linear(width, 6 * width)
             maps = [self.to_modulation]
         if text_path == "joint":
-            blocks = [JointBlock(width, heads, expansion=expansion) for _ in range(layers)]
+            blocks: list[nn.Module] = [JointBlock(width, heads, expansion=expansion) for _ in range(layers)]
+            blocks += [SingleStreamBlock(width, heads, expansion=expansion) for _ in range(single_layers)]
         else:
             kind = ModulatedBlock if shared_modulation else OwnModulationBlock
-            options = {"expansion": expansion, "mixer": self.layout.mixer, "cross": text_path == "cross"}
-            blocks = [kind(width, heads, **options) for _ in range(layers)]
+            options: dict[str, Any] = {"expansion": expansion, "mixer": self.layout.mixer, "sandwich": sandwich_norm}
+            blocks = [kind(width, heads, **options, cross=text_path == "cross") for _ in range(layers)]
         self.transformer_blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
@@ -136,6 +147,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
         token_state: Tensor | None = None,
+        grid: Grid | None = None,
         cache: FrameCache | None = None,
         control: Tensor | None = None,
         reduction: ReductionRun | None = None,
@@ -149,11 +161,14 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             encoder_hidden_states, encoder_attention_mask: states `b l d`, and which of them which tokens see: bool
                 `b l` or `b n l`, or a bias on the attention to them in the same shapes.
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
+            grid: (t, h, w) of the tokens, needed by patches and by all layouts but full attention.
             cache: clean frames before these tokens, which are then the frames that follow; needs frame-causal
                 attention.
             control: features `b n d` of the control branch.
             reduction: leaves tokens out of full attention, at the step at which it stands.
         """
+        if grid is None and (self.layout.needs_grid or not self.patches.is_trivial):
+            raise ValueError("this transformer needs the (t, h, w) of its tokens: give grid, as condition_inputs does")
         level = timestep / LEVELS
         x, patches = hidden_states, self.patches
         if known_tokens is not None and token_state is not None:
@@ -161,10 +176,11 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             x = torch.where(known.unsqueeze(-1), known_tokens.to(x.dtype), x)
             level = torch.where(known, 0.0, level if level.ndim == 2 else level[:, None])
         level = level[:, None] if level.ndim == 1 else level
-        grid = patches.token_grid(coordinates)
         features = level_features(level, self.config.width).to(x.dtype)
 
-        x = self.proj_in(patches.fold(x, grid)) + self.place_embedding(patches.coordinates(coordinates, grid))
+        x = self.proj_in(patches.fold(x, grid))
+        coordinates = patches.coordinates(coordinates, grid)
+        x = x + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + patches.mean(self.known_embedding(known_tokens, token_state), grid)
         if control is not None:
@@ -180,9 +196,8 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             told = told + pooled(states, mask)
         told = nn.functional.silu(told)
 
-        places = positions(patches.coordinates(coordinates, grid), patches.unit(self.spec.unit))
-        turns = rotary(places, x.shape[-1] // self.heads)
-        reduced = self.reduced(coordinates, reduction)
+        turns = rotary(positions(coordinates, patches.unit(self.spec.unit)), x.shape[-1] // self.heads)
+        reduced = self.reduced(grid, reduction)
         if self.text_path == "joint":
             together = joint_mask(mask, x.shape[1])
             for block, fewer in zip(self.transformer_blocks, reduced, strict=True):
@@ -191,7 +206,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
             modulation = told
             if self.shared_modulation:
                 modulation = rearrange(self.to_modulation(told), "b n (six d) -> b n six d", six=6)
-            whole = self.patterns(coordinates, cache)
+            whole = self.patterns(x.shape[1], grid, cache)
             patterns = [pattern if fewer is None else fewer for pattern, fewer in zip(whole, reduced, strict=True)]
             memories = [None] * len(patterns) if cache is None else cache.layers
             for block, pattern, memory in zip(self.transformer_blocks, patterns, memories, strict=True):
@@ -201,6 +216,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         return patches.unfold(x, grid)
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
+        self.check_spec(latents.spec)
         clean = latents.tokens.float()
         noise = randn(clean.shape, generators, like=clean)
         timestep = self.random_timesteps(latents, generators)
@@ -225,35 +241,40 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         frame_of_token = torch.arange(tokens, device=like.device) // (tokens // frames)
         return self.training_objective.timesteps(draws[:, frame_of_token // self.level_frames], tokens=tokens)
 
+    def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
+        grid = token_extents(coordinates) if self.spec.is_grid else None
+        return {**super().condition_inputs(condition, coordinates), "grid": grid}
+
     # attention
 
-    def patterns(self, coordinates: Tensor, cache: FrameCache | None) -> list[Any]:
-        """What the mixer of each layer is told."""
-        layers, patches = len(self.transformer_blocks), self.patches
-        grid = patches.grid(coordinates) if self.layout.needs_grid else (patches.count(coordinates), 1, 1)
+    def patterns(self, patches: int, grid: Grid | None, cache: FrameCache | None) -> list[Any]:
+        """What the mixer of each layer is told, for so many patches in all."""
+        layers = len(self.transformer_blocks)
+        grid = (patches, 1, 1) if grid is None or not self.layout.needs_grid else self.patches.grid(grid)
         if cache is None:
             return [self.layout.pattern(grid, layer, layers) for layer in range(layers)]
         if not isinstance(self.layout, FrameCausal):
             raise ValueError("a cache of clean frames needs attention 'frame-causal': other layouts see later frames")
         return [self.layout.next_frames(grid, cache.frames)] * layers
 
-    def reduced(self, coordinates: Tensor, reduction: ReductionRun | None) -> list[ReducedAttention | None]:
+    def reduced(self, grid: Grid | None, reduction: ReductionRun | None) -> list[ReducedAttention | None]:
         """What each block's attention is told instead of its pattern, where it leaves tokens out."""
         if reduction is None:
             return [None] * len(self.transformer_blocks)
-        if not isinstance(self.layout, Full) or not self.spec.is_grid:
+        if not isinstance(self.layout, Full) or grid is None:
             raise ValueError(
                 "token reduction needs attention 'full' over tokens on one thw grid; this transformer has attention "
                 f"{self.config.attention!r} over {self.spec.parts}"
             )
-        grid = self.patches.grid(coordinates)
+        grid = self.patches.grid(grid)
         return [reduction.in_block(block, grid) for block in range(len(self.transformer_blocks))]
 
     def empty_cache(self, size: tuple[int, int, int]) -> FrameCache:
         """For a video of that size (frames, height, width) that is made chunk by chunk."""
         if not isinstance(self.layout, FrameCausal):
             raise ValueError("chunks need a transformer with attention 'frame-causal': other layouts see later frames")
-        _, height, width = self.patches.grid(self.spec.coordinates(size))
+        frames, height, width = self.spec.grid(size)
+        _, height, width = self.patches.grid((frames, height, width))
         layers, layout = len(self.transformer_blocks), self.layout
         return FrameCache(layers, height * width, past_frames=layout.past_frames, sink_frames=layout.sink_frames)
 
@@ -268,6 +289,7 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 
 for _block in (ModulatedBlock, OwnModulationBlock):  # diffusers' step caches ask what a block returns
     TransformerBlockRegistry.register(_block, TransformerBlockMetadata(return_hidden_states_index=0))
-TransformerBlockRegistry.register(
-    JointBlock, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
-)
+for _block in (JointBlock, SingleStreamBlock):
+    TransformerBlockRegistry.register(
+        _block, TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
+    )

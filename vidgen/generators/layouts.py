@@ -115,13 +115,19 @@ class FrameCausal(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearCost(Layout):
-    """A state-space scan whose order changes from layer to layer, and windows beside it (LinGen's MATE)."""
+    """A state-space scan whose order changes from layer to layer, and windows beside it (LinGen's MATE).
+
+    Args:
+        review: (t, h, w) of the coarse grid of review tokens, which the scan reads first; `None` = none.
+    """
 
     mixer: ClassVar[type[nn.Module]] = LinearCostMixer
     window: Grid = (8, 4, 4)
+    review: Grid | None = None
 
     def pattern(self, grid: Grid, layer: int, layers: int) -> ScanAndWindow:
-        return ScanAndWindow(grid, layer, AttentionSpec.swin3d(grid, self.window, shifted=layer % 2 == 1))
+        window = AttentionSpec.swin3d(grid, self.window, shifted=layer % 2 == 1)
+        return ScanAndWindow(grid, layer, window, self.review)
 
 
 LAYOUTS: dict[str, type[Layout]] = {

@@ -34,6 +34,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         head_type: "auto" = ids all at once, or a flow for reals; "depth" = the ids of a token one after the other;
             "mixture" = a mixture of Gaussians for reals.
         token_weight: strength of `token_weights` in the loss.
+        text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
@@ -53,6 +54,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         rotary_axes: int = 3,
         head_type: str = "auto",
         token_weight: float = 0.0,
+        text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
     ) -> None:

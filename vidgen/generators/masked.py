@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.conditioning import NO_TASK, Condition, TokenState
-from vidgen.generators.base import Generator, token_weights
+from vidgen.generators.base import Generator, token_weights, with_states
+from vidgen.generators.control import ActionEmbedding
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.heads import build_head
+from vidgen.generators.patches import Grid, token_extents
 from vidgen.kernels import AttentionSpec
 from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.norms import RMSNorm
@@ -39,6 +41,8 @@ class MaskedTransformer(Generator, ConfigMixin):
             axis; () = all tokens. MaskViT (arXiv 2206.11894) takes turns between single frames and tall windows.
         self_critic_weight: above 0, a head learns to tell the network's own drawings from true tokens (Phenaki,
             arXiv 2210.02399; Token-Critic, arXiv 2209.04439), and the sampler masks what it doubts.
+        action_channels: numbers in an action, one of which leads to each frame (MaskViT); 0 = it takes none.
+        text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
     """
 
@@ -62,6 +66,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         reconstruction_weight: float = 0.0,
         windows: Sequence[Sequence[int]] = (),
         self_critic_weight: float = 0.0,
+        action_channels: int = 0,
+        text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
     ) -> None:
@@ -83,6 +89,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.norm_out = RMSNorm(width)
         self.proj_out = build_head(self.spec, width)
         self.to_realness = nn.Linear(width, 1) if self_critic_weight > 0 else None
+        self.action_embedding = ActionEmbedding(self.spec, action_channels, text_width) if action_channels else None
         if control_layers:
             self.add_control(control_layers)
         if has_references:
@@ -102,6 +109,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         token_state: Tensor | None = None,
         task: Tensor | None = None,
         control: Tensor | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
         """Hidden states `b n d` for `proj_out`.
 
@@ -113,10 +121,11 @@ class MaskedTransformer(Generator, ConfigMixin):
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
             task: `b` long, which task each sample is.
             control: features `b n d` of the control branch.
+            grid: (t, h, w) of the tokens, for a network with windows.
         """
         x = self.embed(tokens, masked, coordinates, known_tokens, token_state, control)
         states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
-        return self.norm_out(self.trunk(x, states, mask, coordinates))
+        return self.norm_out(self.trunk(x, states, mask, coordinates, grid))
 
     def embed(
         self,
@@ -139,19 +148,21 @@ class MaskedTransformer(Generator, ConfigMixin):
         states, mask = self.text_projection(states, mask)
         return (states, mask) if self.task_embedding is None else self.task_embedding(task, states, mask)
 
-    def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor) -> Tensor:
+    def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor, grid: Grid | None) -> Tensor:
         """The layers: embedded tokens `b n d`, condition states and who sees them -> `b n d`."""
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
-        for block, pattern in zip(self.transformer_blocks, self.patterns(coordinates), strict=True):
+        for block, pattern in zip(self.transformer_blocks, self.patterns(x.shape[1], grid), strict=True):
             x = block(x, states, mask, pattern, turns)
         return x
 
-    def patterns(self, coordinates: Tensor, *, prefix: int = 0) -> list[AttentionSpec]:
+    def patterns(self, tokens: int, grid: Grid | None, *, prefix: int = 0) -> list[AttentionSpec]:
         """Which tokens see each other in each layer, behind a prefix that sees and is seen by all."""
         layers = range(len(self.transformer_blocks))
         if not self.windows:
-            return [AttentionSpec.sequence(len(coordinates), prefix=prefix) for _ in layers]
-        frames, rows, columns = (int(coordinates[:, axis].unique().numel()) for axis in (2, 3, 4))
+            return [AttentionSpec.sequence(tokens, prefix=prefix) for _ in layers]
+        if grid is None:
+            raise ValueError("windows need the (t, h, w) of the tokens: give grid, as condition_inputs does")
+        frames, rows, columns = grid
         patterns = []
         for layer in layers:
             t, y, x = self.windows[layer % len(self.windows)]
@@ -167,13 +178,21 @@ class MaskedTransformer(Generator, ConfigMixin):
         return self.to_realness(self(tokens, nothing_masked, coordinates, **condition)).squeeze(-1)  # pyright: ignore
 
     def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
-        return {**super().condition_inputs(condition, coordinates), "task": condition.task}
+        inputs = {**super().condition_inputs(condition, coordinates), "task": condition.task}
+        return {**inputs, "grid": token_extents(coordinates)} if self.windows else inputs
+
+    def with_actions(self, condition: Condition, actions: Tensor) -> Condition:
+        """The condition with the action that leads to each frame, `b t a`, as more states (MaskViT)."""
+        if self.action_embedding is None:
+            raise ValueError("this network takes no actions; build it with action_channels and train it on them")
+        return with_states(condition, *self.action_embedding(actions.to(condition.states)))
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
         """COMMIT's three terms (MAGVIT, equation 5), each a share of one weighted mean over the tokens of a sample:
         `masked` tokens of which nothing is known, `refined` ones that are partly known, `reconstructed` ones that are
         seen; and `critic`, the self-critic's. Known tokens are seen as the condition has them and have no part in it.
         """
+        self.check_spec(latents.spec)
         target = latents.tokens if latents.ids is None else latents.ids
         masked = self.random_mask(condition, target.shape[:2], generators).to(target.device)
         coordinates = latents.spec.coordinates(latents.size).to(target.device)

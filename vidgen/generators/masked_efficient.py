@@ -84,7 +84,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
 
     Args:
         decoder_layers: layers over the masked tokens.
-        latent_spec … self_critic_weight: those of `MaskedTransformer`, but for `windows`.
+        latent_spec … self_critic_weight: those of `MaskedTransformer`, but for `windows` and `action_channels`.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["SparseBlock"]
@@ -106,6 +106,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
         reconstruction_weight: float = 0.0,
         self_critic_weight: float = 0.0,
         decoder_layers: int = 2,
+        text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
     ) -> None:
@@ -122,6 +123,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
             refine_weight=refine_weight,
             reconstruction_weight=reconstruction_weight,
             self_critic_weight=self_critic_weight,
+            text_dropped=text_dropped,
             control_layers=control_layers,
             has_references=has_references,
         )

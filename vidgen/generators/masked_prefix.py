@@ -7,6 +7,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers 
 from torch import Tensor, nn
 
 from vidgen.generators.masked import MaskedTransformer
+from vidgen.generators.patches import Grid
 from vidgen.kernels import AttentionSpec
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
@@ -42,15 +43,16 @@ class PrefixMaskedTransformer(MaskedTransformer):
     def build_block(self, width: int, heads: int, *, expansion: float) -> nn.Module:
         return PlainBlock(width, heads, expansion=expansion)
 
-    def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor) -> Tensor:
+    def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor, grid: Grid | None) -> Tensor:
         if mask.ndim != 2:
             raise ValueError("a timeline of prompts needs cross-attention; use MaskedTransformer")
         told = torch.where(mask.unsqueeze(-1), states, self.text_projection.nothing.to(states.dtype))
         prefix = told.shape[1]
+        patterns = self.patterns(x.shape[1], grid, prefix=prefix)
         x = torch.cat([told, x], dim=1)
         places = positions(coordinates, self.spec.unit)
         places = torch.cat([places.new_zeros(prefix, 3), places])
         turns = rotary(places, x.shape[-1] // self.heads)
-        for block, pattern in zip(self.transformer_blocks, self.patterns(coordinates, prefix=prefix), strict=True):
+        for block, pattern in zip(self.transformer_blocks, patterns, strict=True):
             x = block(x, pattern, turns)
         return x[:, prefix:]

@@ -20,26 +20,18 @@ class Patches:
         """Pixels of a patch along each axis, from those of a token."""
         return unit[0] * self.size[0], unit[1] * self.size[1], unit[2] * self.size[2]
 
-    def token_grid(self, coordinates: Tensor) -> Grid | None:
-        """Extents of the token grid, read off the coordinates `n 5`; `None` where tokens are not folded."""
-        return None if self.is_trivial else token_extents(coordinates)
-
-    def grid(self, coordinates: Tensor) -> Grid:
-        """Extents of the grid of patches."""
-        t, h, w = (-(-extent // step) for extent, step in zip(token_extents(coordinates), self.size, strict=True))
+    def grid(self, tokens: Grid) -> Grid:
+        """Extents of the grid of patches, from those of the grid of tokens."""
+        t, h, w = (-(-extent // step) for extent, step in zip(tokens, self.size, strict=True))
         return t, h, w
-
-    def count(self, coordinates: Tensor) -> int:
-        """Patches in all, for tokens of any kind."""
-        return len(coordinates) if self.is_trivial else math.prod(self.grid(coordinates))
 
     def fold(self, x: Tensor, grid: Grid | None) -> Tensor:
         """`b n c -> b n' (patch · c)`; a ragged border is padded with zeros."""
-        return x if grid is None else self._parted(x, grid).flatten(2)
+        return x if grid is None or self.is_trivial else self._parted(x, grid).flatten(2)
 
     def mean(self, x: Tensor, grid: Grid | None) -> Tensor:
         """`b n c -> b n' c`: the mean over the tokens that each patch has."""
-        if grid is None:
+        if grid is None or self.is_trivial:
             return x
         tokens_in_patch = self._parted(x.new_ones(1, math.prod(grid), 1), grid).sum(dim=2)
         return self._parted(x, grid).sum(dim=2) / tokens_in_patch
@@ -54,7 +46,7 @@ class Patches:
 
     def unfold(self, x: Tensor, grid: Grid | None) -> Tensor:
         """The inverse of `fold`."""
-        if grid is None:
+        if grid is None or self.is_trivial:
             return x
         p, q, r = self.size
         t, h, w = (-(-extent // step) for extent, step in zip(grid, self.size, strict=True))
@@ -64,13 +56,16 @@ class Patches:
 
     def coordinates(self, coordinates: Tensor, grid: Grid | None) -> Tensor:
         """Coordinates of the first token of each patch."""
-        if grid is None:
+        if grid is None or self.is_trivial:
             return coordinates
         rows = coordinates.view(*grid, 5)[:: self.size[0], :: self.size[1], :: self.size[2]]
         return rows.reshape(-1, 5)
 
 
 def token_extents(coordinates: Tensor) -> Grid:
-    """(t, h, w) of the tokens of a grid."""
+    """(t, h, w) of the tokens of a grid, read off their coordinates `n 5`.
+
+    It looks at the data, which a graph cannot: for use outside of `forward`.
+    """
     t, h, w = (int(coordinates[:, axis].unique().numel()) for axis in (2, 3, 4))
     return t, h, w

@@ -39,6 +39,7 @@ class AutoregressiveGenerator(Generator):
         return {name: reordered(name, value, order.tokens) for name, value in inputs.items()}
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
+        self.check_spec(latents.spec)
         target = latents.tokens if latents.ids is None else latents.ids
         coordinates = latents.spec.coordinates(latents.size).to(target.device)
         order = self.order(coordinates)

@@ -1,4 +1,4 @@
-"""The block with two streams, text and video tokens, that attend to all of both (MM-DiT, SD3, arXiv 2403.03206)."""
+"""Blocks over text and video tokens that attend to all of both: in two streams (MM-DiT, SD3), or in one (Flux)."""
 
 import torch
 from einops import rearrange
@@ -40,7 +40,9 @@ class JointAttention(Attention):
 
 
 class JointBlock(nn.Module):
-    """Joint attention, then a feed-forward for each stream; both modulated by the noise level."""
+    """Joint attention, then a feed-forward for each stream; both modulated by the noise level (MM-DiT, SD3, arXiv
+    2403.03206).
+    """
 
     def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
         super().__init__()
@@ -77,6 +79,56 @@ class JointBlock(nn.Module):
         text = gated_residual(text, text_mixed, texts[2])
         x = gated_residual(x, self.ff(modulate(x, own[3], own[4])), own[5])
         return x, gated_residual(text, self.text_ff(modulate(text, texts[3], texts[4])), texts[5])
+
+
+class SingleStreamAttention(Attention):
+    """Self-attention of text states and video tokens with the same weights; the text has no place to be turned to."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, both: Tensor, mask: Tensor, turns: Rotary, reduction: ReducedAttention | None = None
+    ) -> Tensor:
+        """`b l+n d`, states first, mask as `joint_mask` makes it, rotation of the n tokens -> the same shape."""
+        states = both.shape[1] - turns[0].shape[0]
+        turns = F.pad(turns[0], (0, 0, states, 0), value=1.0), F.pad(turns[1], (0, 0, states, 0))
+        q, k, v = self.project(both, turns)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        mask = mask.to(v.dtype) if mask.is_floating_point() else mask
+        attend = F.scaled_dot_product_attention if reduction is None else reduction.attend
+        return self.to_out(rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and feed-forward side by side, one set of weights for text and tokens (the later blocks of Flux and of
+    HunyuanVideo, arXiv 2412.03603; side by side as in ViT-22B, arXiv 2302.05442).
+
+    Takes and gives what `JointBlock` does.
+    """
+
+    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
+        super().__init__()
+        self.attn = SingleStreamAttention(width, heads)
+        self.ff = FeedForward(width, expansion=expansion)
+        self.to_modulation = nn.Linear(width, 3 * width)
+        nn.init.zeros_(self.to_modulation.weight)
+        nn.init.zeros_(self.to_modulation.bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        modulation: Tensor,
+        text_modulation: Tensor,
+        turns: Rotary,
+        reduction: ReducedAttention | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        x, text = hidden_states, encoder_hidden_states
+        shift, scale, gate = self.to_modulation(modulation).chunk(3, dim=-1)
+        text_shift, text_scale, text_gate = self.to_modulation(text_modulation).chunk(3, dim=-1)
+        both = torch.cat([modulate(text, text_shift, text_scale), modulate(x, shift, scale)], dim=1)
+        mixed = self.attn(both, encoder_attention_mask, turns, reduction) + self.ff(both)
+        text_mixed, video_mixed = mixed.split([text.shape[1], x.shape[1]], dim=1)
+        return gated_residual(x, video_mixed, gate), gated_residual(text, text_mixed, text_gate)
 
 
 def joint_mask(mask: Tensor, tokens: int) -> Tensor:

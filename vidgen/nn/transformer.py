@@ -158,6 +158,7 @@ class ModulatedBlock(nn.Module):
     Args:
         mixer: class of the layer in the place of self-attention (`vidgen.nn.mixers`).
         cross: whether tokens attend to the condition's states.
+        sandwich: the mixer's and the feed-forward's output is normalised as well (STIV, arXiv 2412.07730).
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class ModulatedBlock(nn.Module):
         expansion: float = 4.0,
         mixer: Callable[[int, int], nn.Module] = Attention,
         cross: bool = True,
+        sandwich: bool = False,
     ) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.zeros(6, width))
@@ -177,6 +179,8 @@ class ModulatedBlock(nn.Module):
             self.cross_attn = CrossAttention(width, heads)
         self.cross = cross
         self.ff = FeedForward(width, expansion=expansion)
+        self.norm_mixed = RMSNorm(width) if sandwich else nn.Identity()
+        self.norm_fed = RMSNorm(width) if sandwich else nn.Identity()
 
     def forward(
         self,
@@ -191,10 +195,11 @@ class ModulatedBlock(nn.Module):
         """`modulation`: `b n 6 d`, or `b 1 6 d` where all tokens have the same noise level; `pattern`: the mixer's."""
         x = hidden_states
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.modulation).unbind(dim=2)
-        x = gated_residual(x, self.attn(modulate(x, shift_1, scale_1), pattern, turns, cache), gate_1)
+        mixed = self.attn(modulate(x, shift_1, scale_1), pattern, turns, cache)
+        x = gated_residual(x, self.norm_mixed(mixed), gate_1)
         if self.cross:
             x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
-        return gated_residual(x, self.ff(modulate(x, shift_2, scale_2)), gate_2)
+        return gated_residual(x, self.norm_fed(self.ff(modulate(x, shift_2, scale_2))), gate_2)
 
 
 class OwnModulationBlock(ModulatedBlock):

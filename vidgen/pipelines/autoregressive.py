@@ -136,7 +136,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             latents_path,
         )
         check_strength(strength, video, latents)
-        self._guidance_scale = self.default("guidance_scale", guidance_scale, 2.0)
+        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+        self._guidance_scale = self.checked_guidance(guidance_scale, negative, otherwise=2.0)
         self._interrupt = False
         device = self._execution_device
 

@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from vidgen.conditioning import ClassEncoder, Condition, TextEncoder, TextStates, TokenState, known_from_video
+from vidgen.conditioning.known import check_polarity
 from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
@@ -125,6 +126,7 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
         latents_path: str | Path | None,
     ) -> None:
         """ValueError that says what was expected, what came and what to do."""
+        self.transformer.check_spec(self.video_tokenizer.spec)  # either may have been exchanged since
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("give exactly one of prompt and prompt_embeds; use prompt='' for no text")
         if negative_prompt is not None and negative_prompt_embeds is not None:
@@ -164,6 +166,24 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
             )
         if latents_path is not None and not Path(latents_path).absolute().parent.is_dir():
             raise ValueError(f"latents_path {latents_path} lies in a folder that does not exist; create it first")
+
+    def checked_guidance(self, scale: float | None, negative: Prompt | Tensor | None, *, otherwise: float) -> float:
+        """The strength of guidance: as called, else of this model's defaults, else `otherwise`.
+
+        A model that was never trained without text has nothing to steer away from but a negative prompt: without one
+        its default is 1, no guidance, and more is a ValueError.
+        """
+        has_negative = negative is not None and not (isinstance(negative, str) and not negative.strip())
+        one_sided = self.transformer.config.text_dropped == 0 and not has_negative
+        if scale is None:
+            return 1.0 if one_sided else self.default("guidance_scale", None, otherwise)
+        if scale > 1 and one_sided:
+            raise ValueError(
+                f"guidance of {scale:g} steers away from no text, and this model was trained with text alone "
+                "(text_dropped is 0 in its config); use guidance_scale=1, give a negative_prompt, or train with "
+                "--drop-text 0.1"
+            )
+        return scale
 
     def _check_embeds(self, name: str, embeds: Tensor | None, mask: Tensor | None) -> None:
         if embeds is None:
@@ -265,12 +285,15 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
                 "a mask is true or 1 where pixels are known, false or 0 where they are to be made; this one has values "
                 f"from {mask.min().item():g} to {mask.max().item():g}"
             )
+        given = mask is not None
         mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
         mask = mask.reshape(*[1] * (5 - mask.ndim), *mask.shape)
-        if any(given not in (1, wanted) for given, wanted in zip(mask.shape, shape, strict=True)):
+        if any(extent not in (1, wanted) for extent, wanted in zip(mask.shape, shape, strict=True)):
             raise ValueError(
                 f"the mask of these known videos must be {shape}, or 1 along an axis, got {tuple(mask.shape)}"
             )
+        if given:
+            check_polarity(pixels, mask.to(pixels.device), whole=pixels.shape[2] == size[0])
         known = torch.zeros(pixels.shape[0], 3, *size, device=pixels.device)
         where = torch.zeros(pixels.shape[0], 1, *size, dtype=torch.bool, device=pixels.device)
         known[:, :, : pixels.shape[2]] = pixels

@@ -152,10 +152,13 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             latents_path,
         )
         check_strength(strength, video, None)
+        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
         if guidance is None:
-            guidance = Guidance(scale=self.default("guidance_scale", guidance_scale, 3.0))
+            guidance = Guidance(scale=self.checked_guidance(guidance_scale, negative, otherwise=3.0))
         elif guidance_scale is not None:
             raise ValueError("give guidance_scale or guidance, not both; guidance has a scale of its own")
+        else:
+            self.checked_guidance(guidance.highest, negative, otherwise=3.0)
         self._guidance_scale = guidance.highest
         self._interrupt = False
         device = self._execution_device
@@ -309,8 +312,11 @@ def branch_inputs(inputs: dict[str, Any], branch: Branch, texts: TwoTexts, masks
 
 
 def part_of(inputs: dict[str, Any], tokens: slice) -> dict[str, Any]:
-    """The inputs for some of the tokens: what is `b n …` is cut, text for all tokens is not."""
+    """The inputs for some of the tokens, whole frames: what is `b n …` is cut, text for all tokens is not."""
     part = dict(inputs)
+    if part["grid"] is not None:
+        _, height, width = part["grid"]
+        part["grid"] = ((tokens.stop - tokens.start) // (height * width), height, width)
     for name in ("known_tokens", "token_state", "control"):
         part[name] = None if part.get(name) is None else part[name][:, tokens]
     if part["encoder_attention_mask"].ndim == 3:

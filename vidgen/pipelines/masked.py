@@ -80,6 +80,7 @@ class MaskedVideoPipeline(VideoPipeline):
         top_p: float = 1.0,
         class_label: int | list[int] | None = None,
         task: str | None = None,
+        actions: Tensor | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -111,6 +112,7 @@ class MaskedVideoPipeline(VideoPipeline):
             class_label: number of the class in place of a prompt, one or many.
             task: one of `TASK_NAMES`, which a network trained on tasks is told. Of a `video` with all frames and
                 without a mask, the task's own region is known.
+            actions: `b t a`, what leads to each frame, for a transformer with action_channels.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -143,7 +145,8 @@ class MaskedVideoPipeline(VideoPipeline):
             latents_path,
         )
         check_strength(strength, video, latents)
-        self._guidance_scale = self.default("guidance_scale", guidance_scale, 3.0)
+        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
+        self._guidance_scale = self.checked_guidance(guidance_scale, negative, otherwise=3.0)
         self._interrupt = False
         device = self._execution_device
 
@@ -165,6 +168,10 @@ class MaskedVideoPipeline(VideoPipeline):
         condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
         condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
         condition = self.steer(condition, control_video, reference_images, size)
+        if actions is not None:
+            if actions.shape[:-1] != (batch, size[0]):
+                raise ValueError(f"actions must be `{batch} {size[0]} a`, got {tuple(actions.shape)}")
+            condition = self.transformer.with_actions(condition, actions.to(device))
         prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)

@@ -91,10 +91,11 @@ class PipelinePreset:
 
     def tiny(self) -> "PipelinePreset":
         """The same architecture, small enough to train in a test."""
+        single = {"single_layers": 1} if "single_layers" in self.config else {}
         return replace(
             self,
             about=f"tiny twin: {self.about}",
-            config={**self.config, "width": 32, "layers": 2, "heads": 2},
+            config={**self.config, "width": 32, "layers": 2, "heads": 2, **single},
             text={"width": 16, "layers": 1, "heads": 2, "buckets": 64},
             defaults={**self.defaults, "num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 3},
             is_tiny=True,

@@ -56,6 +56,8 @@ class GeneratorStep(TrainingStep):
             )
         self.pipeline = pipeline
         self.transformer = pipeline.transformer
+        dropped_before = self.transformer.config.text_dropped or 0.0
+        self.transformer.register_to_config(text_dropped=max(drop_text, dropped_before))
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
         self.drop_text, self.known_frames, self.control = drop_text, known_frames, None

@@ -93,7 +93,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     differing = [
         name
         for name, value in model.config.items()
-        if not name.startswith("_") and plain(earlier.config.get(name)) != plain(value)
+        if not name.startswith("_") and name != "text_dropped" and plain(earlier.config.get(name)) != plain(value)
     ]
     for name in differing:
         if not name.startswith(("bottleneck_", "latent_spec")):
