@@ -24,19 +24,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 import vidgen
 from vidgen.data.shapes import ShapesWorld
+from vidgen.eval.clips import ClipSet, clips_from_dataset, clips_from_files
 from vidgen.eval.continuation_obedience import evaluate_continuation
 from vidgen.eval.long_obedience import evaluate_long
 from vidgen.eval.obedience import TEST_SEED, evaluate_obedience
 from vidgen.eval.oracle import Oracle
-from vidgen.eval.recon_suite import clips_from_dataset, clips_from_files, evaluate_reconstruction
+from vidgen.eval.perceptual import SqueezeNetDistance
+from vidgen.eval.protocol import ReconstructionProtocol
+from vidgen.eval.protocols import get_protocol
+from vidgen.eval.recon_report import ReconstructionReport
+from vidgen.eval.recon_suite import evaluate
 from vidgen.eval.report import write_csv, write_json
 from vidgen.eval.sampling_speed import measure_sampling
+from vidgen.eval.subjects import Subject, TokenizerSubject
 from vidgen.eval.timeline_obedience import evaluate_timelines
 from vidgen.loading import PRETRAINED, shared_components
+from vidgen.tokenizers import DiffusersAutoencoderTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results"
@@ -53,6 +61,23 @@ REAL_CLIPS = (
     "sample_videos_car_detection.mp4",
     "torchcodec_nasa_13013.mp4",
 )
+# autoencoders of diffusers that a CPU can run on the real clips
+PEERS = ("AutoencoderKLLTXVideo", "AutoencoderKLCosmos")
+# the README's columns of reconstruction
+SCORES = {
+    "psnr.rgb.frame_mean.cap100": "PSNR, dB",
+    "ssim.rgb.gauss11.valid": "SSIM",
+    "squeezenet.features": "SqueezeNet features ↓",
+}
+COSTS = {
+    "bits_per_pixel": "bits/pixel",
+    "values_ratio": "RGB values per value",
+    "parameters": "parameters, M",
+    "encode_gflop_per_frame": "GFLOP/frame to encode",
+    "decode_gflop_per_frame": "to decode",
+    "encode_frames_per_second": "frames/s to encode",
+    "decode_frames_per_second": "to decode",
+}
 HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right": "all right"}
 OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what its result file is called by
 
@@ -164,25 +189,35 @@ def percent(share: dict[str, float]) -> str:
     return f"{100 * share['share']:.0f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})"
 
 
-def reconstruction(shared: Path | None) -> list[tuple[str, str, dict[str, Any]]]:
-    """Total row of each tokenizer on each kind of clips."""
-    sets = {"shapes": clips_from_dataset(ShapesWorld(seed=1), 64)}
+def reconstruction(shared: Path | None) -> dict[str, ReconstructionReport]:
+    """The built-in tokenizers on clips of the shapes world and, if the shared folder is there, on real ones.
+
+    Beside them on the real clips autoencoders of diffusers with random weights, whose cost is all that they tell.
+    """
+    own: list[Subject] = [TokenizerSubject(vidgen.load(name), name) for name in TOKENIZERS]
+    protocol = get_protocol("recon.v1", ReconstructionProtocol)
+    drawn = ClipSet(clips_from_dataset(ShapesWorld(seed=1), 64))
+    reports = {"shapes world": evaluate(own, drawn, protocol=protocol)}
+    for subject in reports["shapes world"].subjects:
+        write_json(PRETRAINED / subject.name / "scores.json", {"summary": summary(subject.total)})
     if shared is None:
         print("no shared folder (VIDGEN_SHARED): the real clips are not scored", file=sys.stderr)
     else:
-        paths = [shared / "clips" / name for name in REAL_CLIPS]
-        sets["real"] = clips_from_files(paths, max_frames=33, size=(128, 128))
-    rows = []
-    for kind, clips in sets.items():
-        for name in TOKENIZERS:
-            tokenizer: Any = vidgen.load(name)
-            report = evaluate_reconstruction(tokenizer, clips, name=name)
-            report.write(RESULTS / f"reconstruction_{kind}_{name}.json")
-            Console(width=240).print(report.table(), *report.notes(), sep="\n")
-            rows.append((kind, name, report.subjects[0].total))
-            if kind == "shapes":
-                write_json(PRETRAINED / name / "scores.json", {"summary": summary(report.subjects[0].total)})
-    return rows
+        real = clips_from_files([shared / "clips" / name for name in REAL_CLIPS], max_frames=33, size=(128, 128))
+        distance = SqueezeNetDistance.from_file(shared / "weights" / "squeezenet1_0_imagenet.pt")
+        subjects = [*own, *map(random_weights, PEERS)]
+        reports["real clips"] = evaluate(subjects, ClipSet(real), protocol=protocol, distances=[distance])
+    for kind, report in reports.items():
+        report.write(RESULTS / f"reconstruction_{kind.replace(' ', '_')}.json")
+        Console(width=240).print(report.table(), *report.notes(), sep="\n")
+    return reports
+
+
+def random_weights(family: str) -> TokenizerSubject:
+    """An autoencoder of diffusers in its default configuration."""
+    torch.manual_seed(0)
+    name = f"{family.removeprefix('AutoencoderKL')} (random weights)"
+    return TokenizerSubject(DiffusersAutoencoderTokenizer({"_class_name": family}).eval(), name)
 
 
 def summary(total: dict[str, Any]) -> str:
@@ -204,14 +239,22 @@ def obedience_table() -> str:
     return "\n".join(lines)
 
 
-def reconstruction_table(rows: list[tuple[str, str, dict[str, Any]]]) -> str:
-    """Markdown: the columns that the spine asks for, from the totals."""
-    columns = [key for key in rows[0][2] if key.startswith(("psnr", "ssim")) or key in ("tokens", "bits_per_pixel")]
-    lines = [f"| clips | tokenizer | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for kind, name, total in rows:
-        cells = ["" if total.get(key) is None else f"{total[key]:.4g}" for key in columns]
-        lines.append(f"| {kind} | {name} | {' | '.join(cells)} |")
+def reconstruction_table(reports: dict[str, ReconstructionReport]) -> str:
+    """Markdown: scores with their intervals over clips, then rate and cost."""
+    lines = [f"| clips | tokenizer | {' | '.join([*SCORES.values(), *COSTS.values()])} |"]
+    lines.append("|---" * (len(SCORES) + len(COSTS) + 2) + "|")
+    for kind, report in reports.items():
+        for subject, estimates in zip(report.subjects, report.estimates, strict=True):
+            trained = not subject.name.endswith("(random weights)")
+            cells = [str(estimates[key]) if trained and key in estimates else "" for key in SCORES]
+            cells += [cost(key, subject.total.get(key)) for key in COSTS]
+            lines.append(f"| {kind} | {subject.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cost(column: str, value: float | None) -> str:
+    """A cell of the table: parameters in millions, everything else to three digits."""
+    return "" if value is None else f"{value / 1e6 if column == 'parameters' else value:.3g}"
 
 
 def write_between(marker: str, text: str) -> None:

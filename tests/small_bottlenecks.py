@@ -43,3 +43,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+# Those whose loss is of a whole batch at once.
+SHARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "fsq": ("fsq", {"levels": [5, 4, 3], "entropy": 0.1, "entropy_boost": 3.0, "temperature": 0.5}),
+    "lfq": ("lfq", {"bits": 6, "temperature": 0.5}),
+    "lfq, two ids": ("lfq", {"bits": 8, "groups": 2, "temperature": 0.5}),
+    "bsq": ("bsq", {"bits": 6}),
+    "residual lfq": ("residual", {"inner": "lfq", "options": {"bits": 5, "temperature": 0.5}, "count": 2}),
+}

@@ -3,13 +3,14 @@
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_bottlenecks import CASES, OPTIONS
+from small_bottlenecks import CASES, OPTIONS, SHARED
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -767,3 +768,53 @@ def test_a_codebook_learns_from_all_processes_as_from_one(tmp_path: Path):
     for batch in vectors:
         alone(batch)
     assert torch.allclose(alone.codebook.vectors, first["learned"], atol=1e-5)
+
+
+SHARED_BATCH = """
+import sys, torch
+from small_bottlenecks import SHARED
+from vidgen.bottlenecks import build_bottleneck
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+saved = torch.load(f"{folder}/inputs.pt", weights_only=True)
+gradients = {}
+for case, (name, options) in SHARED.items():
+    weight = saved[f"{case} weight"].requires_grad_()
+    losses = build_bottleneck(name, options).train()(saved[f"{case} features"][rank::2] @ weight).losses
+    sum(losses.values()).backward()
+    torch.distributed.all_reduce(weight.grad)
+    gradients[case] = weight.grad / 2
+torch.save(gradients, f"{folder}/rank{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path):
+    """Entropies of a batch are those of the tokens of all processes, not the mean of each one's own."""
+    inputs, alone, apart = {}, {}, {}
+    for case, (name, options) in SHARED.items():
+        bottleneck = build_bottleneck(name, options).train()
+        channels = bottleneck.in_channels
+        generator = torch.Generator().manual_seed(2)
+        inputs[f"{case} features"] = torch.randn(4, 5, channels, generator=generator)
+        inputs[f"{case} weight"] = torch.randn(channels, channels, generator=generator)
+
+        def gradient(features: Tensor) -> Tensor:
+            weight = inputs[f"{case} weight"].clone().requires_grad_()  # noqa: B023
+            losses = build_bottleneck(name, options).train()(features @ weight).losses  # noqa: B023
+            return torch.autograd.grad(sum(losses.values(), torch.zeros(())), weight)[0]
+
+        alone[case] = gradient(inputs[f"{case} features"])
+        apart[case] = (gradient(inputs[f"{case} features"][0::2]) + gradient(inputs[f"{case} features"][1::2])) / 2
+    torch.save(inputs, tmp_path / "inputs.pt")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SHARED_BATCH, str(rank), str(tmp_path)], env=environment)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for rank in range(2):
+        together = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for case, wanted in alone.items():
+            assert torch.allclose(together[case], wanted, rtol=1e-4, atol=1e-6), case
+            assert not torch.allclose(together[case], apart[case], rtol=1e-2, atol=1e-5), case

@@ -86,6 +86,8 @@ def test_finished_rows_are_not_trained_again_and_the_table_keeps_them(run: Any, 
     assert "1 rows to train" in capsys.readouterr().out
     after = table(tmp_path)
     assert before[0] in after and {row["name"] for row in after} == {"conv/vq", "conv/bsq"}
+    assert run("--worlds", "shapes", "--seeds", "5", "--only", "conv/vq") == 0
+    assert [(row["name"], row["seed"]) for row in table(tmp_path)] == [("conv/vq", 0), ("conv/bsq", 0), ("conv/vq", 5)]
 
 
 def test_a_stopped_row_goes_on_from_its_checkpoint(

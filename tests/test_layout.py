@@ -229,6 +229,7 @@ def test_attention_over_a_grid_goes_through_attention3d_alone():
     assert found == {
         ("vidgen.nn.transformer", "CrossAttention"),
         ("vidgen.nn.joint_transformer", "JointAttention"),
+        ("vidgen.nn.joint_transformer", "SingleStreamAttention"),
         ("vidgen.nn.reduced_attention", "ReducedAttention"),
         ("vidgen.generators.masked_efficient", "SparseBlock"),
         ("vidgen.nn.llama", "LlamaAttention"),

@@ -12,7 +12,7 @@ from vidgen.bottlenecks.record import recorded_bottlenecks
 from vidgen.nn.random import seeded
 from vidgen.tokenizers import CausalConvTokenizer
 from vidgen.tokenizers.base import reconstruction_losses
-from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
+from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator, TransformerDiscriminator
 from vidgen.tokenizers.losses import (
     GAMES,
     PIXEL_ERRORS,
@@ -33,6 +33,7 @@ from vidgen.training.monitor import CodebookCounter, TrainingMonitor
 from vidgen.training.recipes import RECIPES, with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
 from vidgen.training.train_tokenizer import build_critic
+from vidgen.training.trainer import Opponent
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:
@@ -113,6 +114,48 @@ def test_the_hinge_and_the_non_saturating_loss_at_known_logits():
     assert GAMES["hinge"].discriminator(zero, zero) == 1
     assert GAMES["non-saturating"].discriminator(zero, zero) == pytest.approx(0.693147, abs=1e-5)
     assert GAMES["non-saturating"].generator(zero) == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_a_smoothed_game_punishes_sure_verdicts_and_ends_near_zero():
+    torch.manual_seed(0)
+    lost = {
+        sureness: GAMES["non-saturating-smooth"]
+        .discriminator(torch.full((5000,), sureness), torch.full((5000,), -sureness))
+        .item()
+        for sureness in (0.0, 2.0, 10.0)
+    }
+    assert 0 < lost[2.0] < 0.05 < 0.3 < lost[0.0] < lost[10.0]
+
+
+@pytest.mark.parametrize("size", [(1, 16, 16), (6, 13, 20)])
+def test_a_transformer_gives_one_verdict_for_a_clip_of_any_size(size: tuple[int, int, int]):
+    torch.manual_seed(0)
+    judge = TransformerDiscriminator(width=16, layers=2)
+    video = clip(2, 3, *size)
+    *_, logits = judge.features(video)
+    assert logits.shape == (2, 1)
+    assert torch.allclose(judge(video[1:]), logits[1:], atol=1e-5)
+    video[0, :, -1, -1, -1] = -video[0, :, -1, -1, -1]
+    changed = judge(video)
+    assert changed[0] != logits[0]
+    assert changed[1] == logits[1]
+
+
+def test_the_transformer_learns_to_tell_real_from_fake():
+    torch.manual_seed(0)
+    step = DiscriminatorStep(
+        DiscriminatorPanel(TransformerDiscriminator(width=16, layers=1)), loss="non-saturating-smooth"
+    )
+    optimiser = torch.optim.Adam(step.parameters(), lr=5e-3)
+    lost = []
+    for seed in range(60):
+        real = clip(4, 3, 4, 16, 16, seed=seed)
+        loss = step(real, real.abs())["discriminator"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        lost.append(loss.item())
+    assert lost[-1] < 0.5 * lost[0]
 
 
 def test_r1_is_half_the_squared_slope_and_trains_the_discriminator():
@@ -255,6 +298,13 @@ def test_the_shape_of_a_steps_clips_is_a_function_of_seed_and_step():
     assert 15 < sum(shape[2] == 1 for shape in shapes) < 45
 
 
+def test_several_resolutions_may_begin_later_than_video():
+    curriculum = Curriculum(seed=0, sides=(8, 16), images_until=2, sides_from=6)
+    shapes = [curriculum.shaped(clip(1, 3, 5, 16, 16), step=step, generators=seeded([0])).shape for step in range(40)]
+    assert [shape[2:] for shape in shapes[:6]] == [(1, 8, 8)] * 2 + [(5, 8, 8)] * 4
+    assert {shape[2:] for shape in shapes[6:]} == {(5, 8, 8), (5, 16, 16)}
+
+
 def test_an_image_is_a_frame_of_its_clip_and_belongs_to_its_sample():
     curriculum = Curriculum(seed=0, image_share=1.0)
     video = clip(4, 3, 5, 8, 8)
@@ -368,6 +418,9 @@ EVERYTHING = {
 }
 
 
+LARP = {name: value for name, value in RECIPES["larp"].values.items() if name != "perceptual_weight"}
+
+
 def test_a_run_with_every_option_resumes_bit_by_bit(tmp_path: Path):
     """Learned variance, discriminators with all regularisers, hidden frames, images, teacher, Switch EMA, VQ."""
     states = []
@@ -390,6 +443,46 @@ def test_a_run_with_every_option_resumes_bit_by_bit(tmp_path: Path):
     assert set(exported.state_dict()) == set(tiny_tokenizer("vq", codes=16, channels=4).state_dict())
 
 
+def trained_opponents(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which the discriminator learns in runs after this call."""
+    steps, take = [], Opponent.take_judged
+
+    def recorded(opponent: Opponent, step: int) -> tuple[Tensor, Tensor] | None:
+        judged = take(opponent, step)
+        steps.extend([] if judged is None else [step])
+        return judged
+
+    monkeypatch.setattr(Opponent, "take_judged", recorded)
+    return steps
+
+
+def test_a_transformer_that_learns_every_third_step_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps = trained_opponents(monkeypatch)
+    options = {**LARP, "discriminator_width": 16, "discriminator_layers": 1, "discriminator_every": 3}
+    train_tokenizer(tiny_run(tmp_path, **options, steps=7, validate_every=0), tokenizer=tiny_tokenizer())
+    assert steps == [2, 5]
+
+
+def test_a_discriminator_that_has_won_is_a_line_of_the_runs_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vidgen.training.trainer.TrainingMonitor", lambda: TrainingMonitor(first_step=0, patience=2))
+    fast, still = OptimiserConfig(learning_rate=1e-2, warmup_steps=0), OptimiserConfig(learning_rate=1e-9)
+    run = tiny_run(tmp_path, adversarial_weight=0.1, optimiser=still, discriminator_optimiser=fast, steps=100)
+    run = replace(run, discriminator_width=8, discriminator_start=0, validate_every=0, checkpoint_every=100)
+    train_tokenizer(run, tokenizer=dull())
+    assert "the discriminator has won" in capsys.readouterr().err
+
+
+def dull() -> CausalConvTokenizer:
+    """A tokenizer that shows the same grey whatever it is given, which a discriminator soon knows."""
+    tokenizer = tiny_tokenizer()
+    with torch.no_grad():
+        for weight in tokenizer.decoder.conv_out.parameters():
+            weight.zero_()
+    return tokenizer
+
+
 def test_a_decoder_alone_trains_and_leaves_encoder_and_codebook_as_they_are(tmp_path: Path):
     tokenizer = tiny_tokenizer("vq", codes=16, channels=4)
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
@@ -404,11 +497,13 @@ def test_a_decoder_alone_trains_and_leaves_encoder_and_codebook_as_they_are(tmp_
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_run_that_saves_loads_and_builds_its_critic(name: str, tmp_path: Path):
-    data = DataConfig(height=320, width=320)
+    data = DataConfig(height=320, width=320)  # large enough for all sides
     run = TokenizerRun(preset="base-vq", output_dir=tmp_path, data=data, recipe=name, perceptual_weights=tmp_path)
     resolved = with_recipe(run)
     for field, value in RECIPES[name].values.items():
         assert getattr(resolved, field) == value
+    for field, value in RECIPES[name].data.items():
+        assert getattr(resolved.data, field) == (320 if field in ("height", "width") else value)
     assert with_recipe(resolved) == resolved
     resolved.save(tmp_path / "run.json")
     assert TokenizerRun.load(tmp_path / "run.json") == resolved
@@ -419,14 +514,38 @@ def test_a_recipe_is_a_run_that_saves_loads_and_builds_its_critic(name: str, tmp
     assert (critic.adversary is not None) == (resolved.adversarial_weight > 0)
 
 
+def test_stages_and_frame_rates_are_lines_of_recipes(tmp_path: Path):
+    """Small frames with the whole model, then larger ones with the decoder alone; images, video, resolutions."""
+    runs = {
+        name: with_recipe(
+            TokenizerRun(
+                preset="base-vq",
+                output_dir=tmp_path,
+                recipe=name,
+                data=DataConfig(height=320, width=320) if name.startswith("omni") else DataConfig(),
+                recipe_without=("perceptual_weight",),
+            )
+        )
+        for name in ("vidtok", "vidtok-decoder", "omnitokenizer-progressive", "larp")
+    }
+    first, second = runs["vidtok"], runs["vidtok-decoder"]
+    assert (first.data.height, first.data.fps, first.freeze) == (128, 3.0, ())
+    assert (second.data.height, second.data.fps, second.freeze) == (256, 3.0, ("encoder", "bottleneck"))
+    progressive = runs["omnitokenizer-progressive"]
+    assert 0 < progressive.images_until < progressive.sides_from < progressive.steps
+    assert 0 < progressive.image_share < 1
+    assert (runs["larp"].data.num_frames, runs["larp"].data.height) == (16, 128)
+
+
 def test_what_the_user_says_wins_over_the_recipe(tmp_path: Path):
     run = TokenizerRun(
-        preset="base-vq", output_dir=tmp_path, recipe="vidtok", recipe_without=("perceptual_weight", "lecam_weight"),
-        adversarial_weight=0.7,
+        preset="base-vq", output_dir=tmp_path, recipe="vidtok", adversarial_weight=0.7,
+        recipe_without=("perceptual_weight", "lecam_weight", "fps"), data=DataConfig(num_frames=9),
     )  # fmt: skip
     resolved = with_recipe(run)
     assert (resolved.adversarial_weight, resolved.perceptual_weight, resolved.lecam_weight) == (0.7, 0.0, 0.0)
     assert resolved.learned_variance
+    assert (resolved.data.num_frames, resolved.data.height, resolved.data.fps) == (9, 128, 8.0)
 
 
 @pytest.mark.parametrize(
@@ -449,6 +568,10 @@ def test_a_recipe_that_cannot_be_taken_says_what_to_do(options: dict, message: s
         ({"feature_weight": 1.0}, "set --adversarial-weight above 0"),
         ({"frame_masking": 1.5}, "a share between 0 and 1"),
         ({"sides": (64, 128)}, "raise --height and --width"),
+        ({"sides_from": 5}, "there are none: give --sides"),
+        ({"discriminator_kind": "transformer", "discriminator_axes": "both"}, "a transformer judges whole clips"),
+        ({"discriminator_kind": "transformer", "adversarial_weight": 1.0, "r1_weight": 1.0}, "second derivative"),
+        ({"discriminator_every": 0}, "above 0"),
         ({"switch_ema_every": 5, "ema_decay": 0.0}, "set --ema-decay"),
         ({"distillation_weight": -1.0}, "0 or more"),
     ],

@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import tyro
 
 import vidgen
-from vidgen.data.pieces import Cutting, cut_by_source
+from vidgen.data.pieces import DESCRIPTION, Cutting, cut_by_source
 from vidgen.eval.charts import Series, Whisker, curve_chart, interval_chart
 from vidgen.eval.clips import ClipSet, clips_from_dataset
 from vidgen.eval.perceptual import SqueezeNetDistance
@@ -148,11 +148,11 @@ class Row(NamedTuple):
         return json.loads(path.read_text()) if path.is_file() else None
 
 
-def rows_of(settings: Settings, *, names: Sequence[str]) -> Iterator[Row]:
+def rows_of(settings: Settings) -> Iterator[Row]:
     """All tokenizers from the first seed before the next: half the time already gives a whole table."""
     for seed in settings.seeds:
         for world in settings.worlds:
-            yield from (Row(name, world, seed) for name in names)
+            yield from (Row(name, world, seed) for name in settings.only or COMPARED)
 
 
 def train_row(row: Row, settings: Settings) -> dict[str, Any]:
@@ -275,10 +275,12 @@ def prefix_curve(tokenizer: HolisticTokenizer, unseen: Any, count: int) -> list[
     return [[length, metric.compute()[metric.key]] for length, metric in metrics.items()]
 
 
-def write_table(settings: Settings, sources: dict[str, Any] | None) -> None:
-    """CSV, JSON and plots of all rows that are finished, whatever `--only` says."""
-    found = [row.finished(settings) for row in rows_of(settings, names=list(COMPARED))]
-    rows = [row for row in found if row is not None]
+def write_table(settings: Settings) -> None:
+    """CSV, JSON and plots of all rows that are finished, those of worlds and seeds that this call leaves out too."""
+    seeds = {int(path.parent.name.removeprefix("seed-")) for path in settings.output_dir.glob("*/*/seed-*/row.json")}
+    every = [Row(name, world, seed) for seed in sorted(seeds) for world in get_args(World) for name in COMPARED]
+    rows = [found for row in every if (found := row.finished(settings)) is not None]
+    pieces = settings.pieces / DESCRIPTION
     table = [{column: value for column, value in row.items() if column != "prefix_psnr"} for row in rows]
     write_csv(settings.results, table)
     conditions = json.loads(json.dumps(asdict(settings), default=str))
@@ -291,7 +293,7 @@ def write_table(settings: Settings, sources: dict[str, Any] | None) -> None:
             "settings": {
                 name: conditions[name] for name in ("steps", "batch_size", "learning_rate", "precision", "tiny")
             },
-            "real_clips": sources,
+            "real_clips": json.loads(pieces.read_text()) if pieces.is_file() else None,
             "environment": environment_stamp(),
         },
     )
@@ -345,22 +347,21 @@ def check_folder(settings: Settings) -> None:
 def compare(settings: Settings) -> None:
     """Train what is not finished yet; the table is written anew after every row."""
     check_folder(settings)
-    sources = None
     if settings.clips is not None and "real" in settings.worlds:
-        sources = cut_by_source(settings.clips, settings.pieces, settings.cutting)
+        cut_by_source(settings.clips, settings.pieces, settings.cutting)
     waiting = []
-    for row in rows_of(settings, names=settings.only or list(COMPARED)):
+    for row in rows_of(settings):
         before = row.finished(settings)
         if before is None or (settings.retry and before["status"] == "failed"):
             waiting.append(row)
     print(f"{len(waiting)} rows to train", flush=True)
     for number, result in enumerate(results(waiting, settings), 1):
-        write_table(settings, sources)
+        write_table(settings)
         shown = [result["world"], result["name"], f"seed {result['seed']}", result["status"]]
         shown += [f"{result['psnr']:.2f} dB"] if "psnr" in result else []
         shown += [result["note"]] if result["note"] else []
         print(f"[{number}/{len(waiting)}] {', '.join(shown)}", flush=True)
-    write_table(settings, sources)
+    write_table(settings)
 
 
 def results(rows: Sequence[Row], settings: Settings) -> Iterator[dict[str, Any]]:

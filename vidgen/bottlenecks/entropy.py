@@ -1,6 +1,7 @@
 """The entropy term of table-free quantizers: sure about each token, even over the whole codebook, annealed."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def product_entropy(probabilities: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean entropy of a token's code and entropy of the mean code, in nats, for codes of independent digits.
 
     `probabilities` has `n levels` for each digit. The mean distribution over all codes is one product of two halves,
-    `n √K` each, never `n K`; exact.
+    `n √K` each, never `n K`; exact, and over the tokens of all processes.
     """
     of_a_token = torch.stack([digit_entropy(digit).mean() for digit in probabilities]).sum()
     middle = len(probabilities) // 2
@@ -53,10 +54,36 @@ def product_entropy(probabilities: list[Tensor]) -> tuple[Tensor, Tensor]:
         for digit in digits:
             half = (half.unsqueeze(-1) * digit.unsqueeze(-2)).flatten(-2)
         halves.append(half)
-    return of_a_token, digit_entropy((halves[0].T @ halves[1] / len(halves[0])).flatten())
+    mean = mean_over_processes(halves[0].T @ halves[1] / len(halves[0]))
+    return of_a_token, digit_entropy(mean.flatten())
 
 
 def digit_entropy(probabilities: Tensor) -> Tensor:
     """`… k -> …` in nats; what cannot happen counts nothing."""
     smallest = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=smallest).log()).sum(dim=-1)
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Every process uses the sum, so the gradient of a summand is the sum of the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return SumOverProcesses.apply(gradients[0])  # pyright: ignore[reportReturnType]
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Mean over the equal shares of a batch that processes train on, with gradients; without a group `values` alone.
+
+    Entropies do not average, distributions do: a term of this mean has the gradient of one process with the whole
+    batch, once data-parallel training has averaged the gradients.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    return SumOverProcesses.apply(values) / torch.distributed.get_world_size()

@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidgen.bottlenecks.base import Bottlenecked, Quantizer, straight_through
-from vidgen.bottlenecks.entropy import EntropyTerm
+from vidgen.bottlenecks.entropy import EntropyTerm, mean_over_processes
 from vidgen.kernels.ops import binary_entropy_stats
 from vidgen.nn.random import Generators
 
@@ -66,7 +66,9 @@ class LFQ(Quantizer):
         losses = {}
         if self.training:
             losses["commitment"] = self.commitment * (vectors - codes).square().mean()
-            entropies = binary_entropy_stats(vectors, 1 / self.temperature, scale=self.scale, groups=self.joint)
+            entropies = binary_entropy_stats(
+                vectors, 1 / self.temperature, scale=self.scale, groups=self.joint, average=mean_over_processes
+            )
             losses["entropy"] = self.entropy(*entropies, codes=self.codebooks)
         return Bottlenecked(straight_through(vectors, codes), ids, losses)
 

@@ -263,11 +263,12 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
         return seeded([draw_seed(source) for source in sources])
 
     def prepare_known(
-        self, video: VideoInput | None, mask: Tensor | None, size: VideoSize, count: int
+        self, video: VideoInput | None, mask: Tensor | None, size: VideoSize, count: int, *, of_task: bool = False
     ) -> tuple[Tensor, Tensor] | None:
         """The known pixels of all frames, `b 3 t h w` in [-1, 1], and where they are, bool `b 1 t h w`.
 
-        A video without a mask is known whole: given fewer frames than asked for, it is continued.
+        A video without a mask is known whole: given fewer frames than asked for, it is continued. The mask `of_task`
+        may say that nothing is known; one that a person gives may not.
         """
         if video is None:
             return None
@@ -285,7 +286,7 @@ class VideoPipeline(LongVideo, LoraVideo, DiffusionPipeline):
                 "a mask is true or 1 where pixels are known, false or 0 where they are to be made; this one has values "
                 f"from {mask.min().item():g} to {mask.max().item():g}"
             )
-        given = mask is not None
+        given = mask is not None and not of_task
         mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool()
         mask = mask.reshape(*[1] * (5 - mask.ndim), *mask.shape)
         if any(extent not in (1, wanted) for extent, wanted in zip(mask.shape, shape, strict=True)):

@@ -126,6 +126,7 @@ class MaskedVideoPipeline(VideoPipeline):
         )
         if class_label is not None:
             prompt = self.class_prompt(class_label, prompt)
+        given = mask
         if task is not None and mask is None and video is not None:
             mask = self.task_mask(task, video, size)
         self.check_inputs(
@@ -163,7 +164,8 @@ class MaskedVideoPipeline(VideoPipeline):
         )
         batch = prompt_embeds.shape[0]
         generators = self.prepare_generators(generator, batch)
-        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
+        pixels = video if strength is None or mask is not None else None
+        known = self.prepare_known(pixels, mask, size, batch, of_task=mask is not given)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
         condition.frames = frame_ranges(prompt, prompt_embeds, size[0])

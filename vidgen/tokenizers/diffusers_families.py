@@ -77,6 +77,23 @@ def pieces(x: Tensor, *, first: int, others: int) -> Iterator[Tensor]:
         yield x[:, :, start : start + others]
 
 
+def in_place(kept: Any, fresh: Any) -> Any:
+    """The state `fresh`, written into the tensors of the state `kept` before it where their shapes agree.
+
+    What lives as long as the stream then stays where it is. New tensors for each block leave holes in the heap among
+    those that live for a moment, and the process grows with the length of the stream. Gradients need the old ones.
+    """
+    if torch.is_grad_enabled():
+        return fresh
+    if isinstance(fresh, dict):
+        return {name: in_place(None if kept is None else kept[name], value) for name, value in fresh.items()}
+    if isinstance(fresh, list):
+        return [in_place(*pair) for pair in zip(kept, fresh, strict=True)]
+    if isinstance(kept, Tensor) and isinstance(fresh, Tensor) and kept.shape == fresh.shape:
+        return kept.copy_(fresh)
+    return fresh
+
+
 class Wan(Family):
     """Wan 2.1 and 2.2: one row of tokens at a time, every causal convolution with a cache that the caller holds."""
 
@@ -96,27 +113,27 @@ class Wan(Family):
         if self.config.patch_size is not None:
             video = patchify(video, patch_size=self.config.patch_size)
         frames, starts = self.config.scale_factor_temporal, not state
-        cache = self._cache(autoencoder.encoder, state)
-        encoded = [
-            autoencoder.encoder(piece, feat_cache=cache, feat_idx=[0])
-            for piece in pieces(video, first=1 if starts else frames, others=frames)
-        ]
+        encoded = []
+        for piece in pieces(video, first=1 if starts else frames, others=frames):
+            cache = self._cache(autoencoder.encoder, state)
+            encoded.append(autoencoder.encoder(piece, feat_cache=cache, feat_idx=[0]))
+            state["cache"] = in_place(state["cache"], cache)
         return autoencoder.quant_conv(torch.cat(encoded, dim=2))
 
     def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
         starts, decoded = not state, []
-        cache = self._cache(autoencoder.decoder, state)
         for row in pieces(autoencoder.post_quant_conv(vectors), first=1, others=1):
-            first = starts and not decoded
+            cache, first = self._cache(autoencoder.decoder, state), starts and not decoded
             decoded.append(autoencoder.decoder(row, feat_cache=cache, feat_idx=[0], first_chunk=first))
+            state["cache"] = in_place(state["cache"], cache)
         video = torch.cat(decoded, dim=2)
         return video if self.config.patch_size is None else unpatchify(video, patch_size=self.config.patch_size)
 
     def _cache(self, network: nn.Module, state: dict[str, Any]) -> list[Any]:
-        """A place for each causal convolution of `network`, which fills it."""
+        """What each causal convolution of `network` keeps, in a list that the network writes to."""
         if not state:
             state["cache"] = [None for module in network.modules() if isinstance(module, WanCausalConv3d)]
-        return state["cache"]
+        return list(state["cache"])
 
 
 class CogVideoX(Family):
@@ -133,7 +150,8 @@ class CogVideoX(Family):
     def moments(self, autoencoder: Any, video: Tensor, state: dict[str, Any]) -> Tensor:
         encoded, frames = [], self.rows * int(self.config.temporal_compression_ratio)
         for piece in pieces(video, first=frames + (not state), others=frames):
-            h, state["cache"] = autoencoder.encoder(piece, conv_cache=state.get("cache"))
+            h, cache = autoencoder.encoder(piece, conv_cache=state.get("cache"))
+            state["cache"] = in_place(state.get("cache"), cache)
             encoded.append(h if autoencoder.quant_conv is None else autoencoder.quant_conv(h))
         return torch.cat(encoded, dim=2)
 
@@ -145,7 +163,8 @@ class CogVideoX(Family):
             frames = stride * piece.shape[2] - (stride - 1 if not state else 0)
             piece = piece if image else repeat_last_row(piece, wanted - piece.shape[2])
             z = piece if autoencoder.post_quant_conv is None else autoencoder.post_quant_conv(piece)
-            video, state["cache"] = autoencoder.decoder(z, conv_cache=state.get("cache"))
+            video, cache = autoencoder.decoder(z, conv_cache=state.get("cache"))
+            state["cache"] = in_place(state.get("cache"), cache)
             decoded.append(video[:, :, :frames])
         return torch.cat(decoded, dim=2)
 

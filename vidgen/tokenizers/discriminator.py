@@ -1,9 +1,28 @@
-"""PatchGAN discriminator for frames or videos: is this patch real (Isola et al. 2017, arXiv 1611.07004)."""
+"""Discriminators: is this patch of a frame or a video real (PatchGAN), is this clip real (LARP's transformer)?"""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+
+from vidgen.tokenizers.blockwise import pad
+from vidgen.tokenizers.holistic import JointTransformer
+from vidgen.tokenizers.vit import PatchEmbedding, check_transformer, grid_places
+
+HEAD_CHANNELS = 64
+
+
+class Discriminator(nn.Module, ABC):
+    """Logits for `b 3 t h w` in [-1, 1], positive for real."""
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.features(video)[-1]
+
+    @abstractmethod
+    def features(self, video: Tensor) -> list[Tensor]:
+        """What the layers make of a video, each `b …`, from fine to coarse; the logits come last."""
 
 
 class PatchNorm(nn.GroupNorm):
@@ -14,8 +33,8 @@ class PatchNorm(nn.GroupNorm):
         return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", t=input.shape[2])
 
 
-class PatchDiscriminator(nn.Module):
-    """Logits for overlapping patches, positive for real.
+class PatchDiscriminator(Discriminator):
+    """Logits `b 1 t' h' w'` of overlapping patches (Isola et al. 2017, arXiv 1611.07004).
 
     Args:
         width: channels of the first layer; doubles with each halving, up to 8-fold.
@@ -44,12 +63,7 @@ class PatchDiscriminator(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.smallest_side = 2 ** (layers + 1) + 2 ** (layers - 1)
 
-    def forward(self, video: Tensor) -> Tensor:
-        """`b 3 t h w` in [-1, 1] -> logits `b 1 t' h' w'`."""
-        return self.features(video)[-1]
-
     def features(self, video: Tensor) -> list[Tensor]:
-        """What the layers make of a video, `b c t h w` each from fine to coarse; the logits come last."""
         if min(video.shape[-2:]) < self.smallest_side:
             raise ValueError(
                 f"the discriminator needs frames of at least {self.smallest_side} pixels a side, got "
@@ -63,13 +77,41 @@ class PatchDiscriminator(nn.Module):
         return [*found, x]
 
 
+class TransformerDiscriminator(Discriminator):
+    """One logit `b 1` a clip, from a token that sees all patches of 4×8×8 pixels (LARP, arXiv 2410.21264, its code).
+
+    Args:
+        width, layers: of the transformer; a head has 64 channels.
+    """
+
+    patch = (4, 8, 8)
+
+    def __init__(self, *, width: int = 512, layers: int = 12) -> None:
+        super().__init__()
+        heads = max(1, width // HEAD_CHANNELS)
+        check_transformer(width=width, heads=heads, layers=layers)
+        self.to_patches = PatchEmbedding(self.patch, width, lone_first=False)
+        self.verdict = nn.Parameter(torch.randn(1, width))
+        self.transformer = JointTransformer(width, heads, layers=layers)
+        self.to_logit = nn.Linear(width, 1)
+
+    def features(self, video: Tensor) -> list[Tensor]:
+        t, h, w = (-extent % step for extent, step in zip(video.shape[2:], self.patch, strict=True))
+        patches = self.to_patches(pad(video, (t, h, w)))
+        places = grid_places((patches.shape[1], patches.shape[2], patches.shape[3]), device=video.device)
+        patches = rearrange(patches, "b t h w d -> b (t h w) d")
+        verdict = self.verdict.expand(len(video), -1, -1).to(patches.dtype)
+        patches, verdict = self.transformer(patches, verdict, places)
+        return [patches, self.to_logit(verdict[:, 0])]
+
+
 class DiscriminatorPanel(nn.Module):
     """Several discriminators that judge the same video, e.g. its frames and its motion (OmniTokenizer: 2D and 3D)."""
 
-    def __init__(self, *judges: PatchDiscriminator) -> None:
+    def __init__(self, *judges: Discriminator) -> None:
         super().__init__()
         self.judges = nn.ModuleList(judges)
 
     def forward(self, video: Tensor) -> list[list[Tensor]]:
         """`features` of each judge."""
-        return [judge.features(video) for judge in self.judges if isinstance(judge, PatchDiscriminator)]
+        return [judge.features(video) for judge in self.judges if isinstance(judge, Discriminator)]

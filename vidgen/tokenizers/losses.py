@@ -78,9 +78,25 @@ def non_saturating_generator(fake: Tensor) -> Tensor:
     return F.softplus(-fake.float()).mean()
 
 
+def smoothed_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """As `non_saturating_discriminator`, but no verdict should be sure: targets are |N(0, 0.15)|, at most 0.3, off.
+
+    LARP's code; less the entropy of the targets, so that a discriminator that has won still has a loss near 0. The
+    noise comes from torch's global generator, which the trainer seeds for each step.
+    """
+
+    def divergence(rightly: Tensor) -> Tensor:
+        off = (0.15 * torch.randn_like(rightly).abs()).clamp(max=0.3)
+        entropy = -torch.xlogy(off, off) - torch.xlogy(1 - off, 1 - off)
+        return (F.softplus(-rightly) + off * rightly - entropy).mean()
+
+    return 0.5 * (divergence(real.float()) + divergence(-fake.float()))
+
+
 GAMES: dict[str, AdversarialGame] = {
     "hinge": AdversarialGame(hinge_discriminator, hinge_generator),  # Lim & Ye 2017, arXiv 1705.02894
     "non-saturating": AdversarialGame(non_saturating_discriminator, non_saturating_generator),  # Goodfellow et al. 2014
+    "non-saturating-smooth": AdversarialGame(smoothed_discriminator, non_saturating_generator),
 }
 
 

@@ -231,7 +231,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "vidtok-fsq-8x8x8": causal_conv(
         "32,768 codes at 8×8×8 from full-resolution convolutions (VidTok's widths)",
         bottleneck_type="fsq",
-        bottleneck_options={"levels": [8, 8, 8, 8, 8]},
+        bottleneck_options={"levels": [8, 8, 8, 8, 8], "commitment": 0.25, "entropy": 0.1, "entropy_boost": 3.0},
         small_widths=4,
         **{**VIDTOK, "stride": (8, 8, 8)},
     ),
@@ -326,8 +326,12 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "larp": TokenizerPreset(
         about="1,024 tokens of 8,192 codes a clip, in an order that a small prior finds easy (LARP-L-long)",
         model=HolisticTokenizer,
-        config={"bottleneck_type": "stochastic-vq", "bottleneck_options": {"codes": 8192, "channels": 16}},
-        small=TINY_HOLISTIC,
+        config={
+            "bottleneck_type": "stochastic-vq",
+            "bottleneck_options": {"codes": 8192, "channels": 16},
+            "prior_weight": 0.06,  # beside the perceptual and adversarial terms of the recipe of this name
+        },
+        small={**TINY_HOLISTIC, "prior_weight": 0.01},
     ),
     "one-d-piece": TokenizerPreset(
         about="256 tokens of 4,096 codes a clip, any prefix of which decodes (One-D-Piece's tail drop)",

@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 Precision = Literal["fp32", "bf16", "fp16"]
 PerceptualNetwork = Literal["squeezenet", "lpips-alex", "lpips-vgg", "lpips-squeeze"]
 PixelLoss = Literal["own", "l1", "l2", "charbonnier"]
-AdversarialLoss = Literal["hinge", "non-saturating"]
+AdversarialLoss = Literal["hinge", "non-saturating", "non-saturating-smooth"]
 WORLDS = ("shapes", "digits")
 
 
@@ -206,10 +206,14 @@ class TokenizerRun(Run):
     """Weight that keeps the discriminator's verdicts near the other side's moving average; 0 for none."""
     discriminator_start: int = 2000
     """Step at which the discriminator and the adversarial term begin."""
+    discriminator_every: int = 1
+    """Steps of the tokenizer to one of the discriminator."""
+    discriminator_kind: Literal["patches", "transformer"] = "patches"
+    """Verdicts on overlapping patches, from convolutions, or one on each clip, from a transformer (LARP)."""
     discriminator_width: int = 32
-    """Channels of the discriminator's first layer."""
+    """Channels of the discriminator's first layer, or of its transformer."""
     discriminator_layers: int = 3
-    """Halvings of height and width in the discriminator."""
+    """Halvings of height and width in the discriminator, or blocks of its transformer."""
     discriminator_axes: Literal["frames", "video", "both"] = "video"
     """Judge patches of single frames (2D), of the video (3D), or both with a discriminator each."""
     discriminator_optimiser: OptimiserConfig = field(
@@ -228,6 +232,8 @@ class TokenizerRun(Run):
     """All steps before this one train on single frames: images first, then video."""
     sides: tuple[int, ...] = ()
     """Shorter sides, in pixels, that the training clips are scaled down to, one drawn each step; () leaves them."""
+    sides_from: int = 0
+    """All steps before this one train on the smallest of `sides`: images, then video, then several resolutions."""
     fit_statistics: bool = True
     """Measure the latents' mean and deviation at export; off keeps those of `init_from`, which its generators need."""
     statistics_clips: int = 64
@@ -238,8 +244,8 @@ class TokenizerRun(Run):
         check_not_negative(self, "perceptual_weight", "perceptual_frames", "adversarial_weight", "discriminator_start")
         check_not_negative(self, "pixel_weight", "adversarial_warmup", "feature_weight", "r1_weight", "lecam_weight")
         check_not_negative(self, "distillation_weight", "distillation_channels", "frame_masking", "image_share")
-        check_not_negative(self, "images_until")
-        check_positive(self, "discriminator_width", "discriminator_layers", "statistics_clips")
+        check_not_negative(self, "images_until", "sides_from")
+        check_positive(self, "discriminator_width", "discriminator_layers", "discriminator_every", "statistics_clips")
         for name in ("frame_masking", "image_share"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
@@ -247,6 +253,13 @@ class TokenizerRun(Run):
             for name in ("feature_weight", "r1_weight", "lecam_weight"):
                 if getattr(self, name) > 0:
                     raise ValueError(f"{name} is a matter of the discriminator; set --adversarial-weight above 0")
+        if self.discriminator_kind == "transformer" and (self.discriminator_axes != "video" or self.r1_weight > 0):
+            raise ValueError(
+                "a transformer judges whole clips, and its attention has no second derivative for a gradient penalty; "
+                "set --discriminator-axes video --r1-weight 0 or --discriminator-kind patches"
+            )
+        if self.sides_from and not self.sides:
+            raise ValueError("sides_from says when several resolutions begin, and there are none: give --sides 64 128")
         smallest = min(self.data.height, self.data.width)
         if self.sides and not 1 <= min(self.sides) <= max(self.sides) <= smallest:
             raise ValueError(

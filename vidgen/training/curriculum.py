@@ -23,19 +23,22 @@ class Curriculum:
         image_share: share of the steps whose clips are single frames.
         images_until: every step before this one is of single frames.
         sides: shorter sides that clips are scaled down to, one drawn each step; () leaves them.
+        sides_from: every step before this one has the smallest of them.
     """
 
     seed: int
     image_share: float = 0.0
     images_until: int = 0
     sides: tuple[int, ...] = ()
+    sides_from: int = 0
 
     def shaped(self, video: Tensor, *, step: int, generators: Generators) -> Tensor:
         """`b 3 t h w` as the step wants it; which frame of a clip is its image depends on its generator."""
         draw = np.random.default_rng(seed_of(self.seed, SHAPE, step))
         as_image = draw.random() < self.image_share or step < self.images_until
         if self.sides:
-            video = scaled(video, side=self.sides[draw.integers(len(self.sides))])
+            drawn = self.sides[draw.integers(len(self.sides))]
+            video = scaled(video, side=drawn if step >= self.sides_from else min(self.sides))
         if not as_image:
             return video
         chosen = (rand((len(video),), generators) * video.shape[2]).long().tolist()

@@ -1,11 +1,11 @@
 """Published losses and training settings by name, as values for the fields of a `TokenizerRun`.
 
-What belongs to the model (KL weight, commitment, entropy) stands in its preset. What no field can say is left out and
-named here: OmniTokenizer's logit-laplace pixels, LARP's transformer discriminator and its step every fifth time,
-WF-VAE's wavelet term.
+What belongs to the model (KL weight, commitment, entropy, the prior's weight) stands in its preset. What no field can
+say is left out and named here: OmniTokenizer's logit-laplace pixels, WF-VAE's wavelet term, and for LARP's prior a rate
+50 times higher and a second pass over its own guesses.
 """
 
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
 from vidgen.training.config import OptimiserConfig, TokenizerRun
@@ -18,19 +18,27 @@ class Recipe:
     Args:
         about: one line for people, with the source.
         values: fields of `TokenizerRun`.
+        data: fields of its `DataConfig`.
     """
 
     about: str
     values: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def adam(learning_rate: float, *, betas: tuple[float, float] = (0.9, 0.99), clip_norm: float = 1.0) -> OptimiserConfig:
     return OptimiserConfig(learning_rate=learning_rate, betas=betas, weight_decay=0.0, clip_norm=clip_norm)
 
 
+def square(side: int, *, num_frames: int = 17, **more: Any) -> dict[str, Any]:
+    """Fields of a `DataConfig` for clips of so many frames of `side` × `side` pixels."""
+    return {"num_frames": num_frames, "height": side, "width": side, **more}
+
+
 RECIPES: dict[str, Recipe] = {
     "vidtok": Recipe(
-        about="VidTok (arXiv 2412.13061): learned variance, frame discriminator from step 20,001, LeCam",
+        about="VidTok (arXiv 2412.13061): small frames at 3 a second, frame discriminator from step 20,001, LeCam",
+        data=square(128, fps=3.0),
         values={
             "pixel_loss": "l1",
             "perceptual_weight": 1.0,
@@ -45,6 +53,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vidtok-decoder": Recipe(
         about="VidTok's second stage: the decoder alone, on larger frames, from the first stage (--init-from)",
+        data=square(256, fps=3.0),
         values={
             "pixel_loss": "l1",
             "perceptual_weight": 1.0,
@@ -92,19 +101,44 @@ RECIPES: dict[str, Recipe] = {
             "optimiser": adam(5e-5),
         },
     ),
+    "omnitokenizer-progressive": Recipe(
+        about="OmniTokenizer's stages in one run: images, then images and video, then four resolutions",
+        values={
+            "pixel_loss": "l1",
+            "pixel_weight": 4.0,
+            "perceptual_weight": 4.0,
+            "adversarial_weight": 0.01,
+            "adaptive_weight": False,
+            "feature_weight": 4.0,
+            "discriminator_axes": "both",
+            "discriminator_start": 0,
+            "discriminator_width": 64,
+            "images_until": 500_000,
+            "image_share": 0.5,
+            "sides": (128, 192, 256, 320),
+            "sides_from": 600_000,
+            "steps": 1_000_000,
+            "optimiser": adam(1e-3),
+        },
+    ),
     "larp": Recipe(
-        about="LARP (arXiv 2410.21264): non-saturating video discriminator, LeCam",
+        about="LARP (arXiv 2410.21264, its code): a transformer judges clips at every fifth step, noisy targets, LeCam",
+        data=square(128, num_frames=16),
         values={
             "pixel_loss": "l1",
             "perceptual_weight": 1.0,
             "adversarial_weight": 0.3,
-            "adversarial_loss": "non-saturating",
+            "adversarial_loss": "non-saturating-smooth",
             "adaptive_weight": False,
-            "discriminator_axes": "video",
+            "discriminator_kind": "transformer",
+            "discriminator_width": 512,
+            "discriminator_layers": 12,
+            "discriminator_every": 5,
             "discriminator_start": 0,
             "lecam_weight": 0.001,
-            "optimiser": adam(1e-4),
-            "discriminator_optimiser": adam(3e-5, betas=(0.5, 0.9)),
+            "ema_decay": 0.0,
+            "optimiser": adam(1e-4, betas=(0.5, 0.9), clip_norm=0.0),
+            "discriminator_optimiser": adam(3e-5, betas=(0.5, 0.9), clip_norm=0.0),
         },
     ),
     "open-sora": Recipe(
@@ -160,14 +194,20 @@ def with_recipe(run: TokenizerRun) -> TokenizerRun:
         return run
     if run.recipe not in RECIPES:
         raise ValueError(f"there is no recipe {run.recipe!r}; there are: {', '.join(RECIPES)}")
-    values = {name: value for name, value in RECIPES[run.recipe].values.items() if name not in run.recipe_without}
+    recipe = RECIPES[run.recipe]
+    values = taken(recipe.values, run, without=run.recipe_without)
     if "perceptual_weight" in values and run.perceptual_weights is None:
         raise ValueError(
             f"recipe {run.recipe} has a perceptual distance; give its network's weights (--perceptual-weights FILE "
             "--perceptual-network NAME) or leave it out (--recipe-without perceptual_weight)"
         )
-    at_default = {item.name for item in fields(run) if getattr(run, item.name) == default_of(item)}
-    return replace(run, **{name: value for name, value in values.items() if name in at_default})
+    return replace(run, **values, data=replace(run.data, **taken(recipe.data, run.data, without=run.recipe_without)))
+
+
+def taken(values: dict[str, Any], config: Any, *, without: tuple[str, ...]) -> dict[str, Any]:
+    """Those of a recipe's values whose fields of `config` are at their defaults."""
+    at_default = {item.name for item in fields(config) if getattr(config, item.name) == default_of(item)}
+    return {name: value for name, value in values.items() if name in at_default and name not in without}
 
 
 def default_of(item: Field) -> Any:

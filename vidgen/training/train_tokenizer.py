@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidgen.tokenizers.base import Tokenizer
-from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
+from vidgen.tokenizers.discriminator import (
+    Discriminator,
+    DiscriminatorPanel,
+    PatchDiscriminator,
+    TransformerDiscriminator,
+)
 from vidgen.tokenizers.losses import LearnedVariance
 from vidgen.training.clips import collate, training_clips, validation_clips
 from vidgen.training.config import TokenizerRun
@@ -51,7 +56,13 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, te
             opponent = build_opponent(run, critic, critic.adversary.panel.to(accelerator.device))
     source = clips if held_out is None else held_out
     statistics = StatisticsVideos(source, run.statistics_clips) if run.fit_statistics else None
-    curriculum = Curriculum(seed=run.seed, image_share=run.image_share, images_until=run.images_until, sides=run.sides)
+    curriculum = Curriculum(
+        seed=run.seed,
+        image_share=run.image_share,
+        images_until=run.images_until,
+        sides=run.sides,
+        sides_from=run.sides_from,
+    )
     step = TokenizerStep(
         tokenizer,
         critic=critic,
@@ -95,8 +106,13 @@ def build_critic(run: TokenizerRun) -> ReconstructionCritic | None:
 
 def build_adversary(run: TokenizerRun) -> Adversary:
     """Fresh discriminators, as the run describes them."""
-    axes = ("frames", "video") if run.discriminator_axes == "both" else (run.discriminator_axes,)
-    judges = [PatchDiscriminator(width=run.discriminator_width, layers=run.discriminator_layers, axes=a) for a in axes]
+    size = {"width": run.discriminator_width, "layers": run.discriminator_layers}
+    judges: list[Discriminator]
+    if run.discriminator_kind == "transformer":
+        judges = [TransformerDiscriminator(**size)]
+    else:
+        axes = ("frames", "video") if run.discriminator_axes == "both" else (run.discriminator_axes,)
+        judges = [PatchDiscriminator(**size, axes=each) for each in axes]
     return Adversary(
         DiscriminatorPanel(*judges),
         loss=run.adversarial_loss,
@@ -112,7 +128,7 @@ def build_opponent(run: TokenizerRun, critic: ReconstructionCritic, panel: Discr
     step = DiscriminatorStep(
         panel, loss=run.adversarial_loss, r1_weight=run.r1_weight, lecam_weight=run.lecam_weight
     ).to(next(panel.parameters()).device)
-    return Opponent(critic, step, run.discriminator_optimiser)
+    return Opponent(critic, step, run.discriminator_optimiser, every=run.discriminator_every)
 
 
 def build_distillation(

@@ -50,11 +50,18 @@ class TrainingDiverged(ValueError):
 
 
 class Opponent:
-    """The discriminators with their optimiser, trained on the pairs that the critic judged."""
+    """The discriminators with their optimiser, trained at every so manieth step on the pairs that the critic judged."""
 
-    def __init__(self, critic: ReconstructionCritic, step: DiscriminatorStep, optimiser: OptimiserConfig) -> None:
-        self.critic, self.step, self.config = critic, step, optimiser
+    def __init__(
+        self, critic: ReconstructionCritic, step: DiscriminatorStep, optimiser: OptimiserConfig, *, every: int = 1
+    ) -> None:
+        self.critic, self.step, self.config, self.every = critic, step, optimiser, every
         self.optimiser = build_optimiser(step, optimiser)
+
+    def take_judged(self, step: int) -> tuple[Tensor, Tensor] | None:
+        """The pair to train on at a step, if any; the steps of round numbers, which are logged, are among them."""
+        judged, self.critic.judged = self.critic.judged, None
+        return judged if (step + 1) % self.every == 0 else None
 
 
 class Trainer:
@@ -160,9 +167,9 @@ class Trainer:
                 loss = torch.stack([term.float() for term in terms.values()]).sum()
                 accelerator.backward(loss / run.accumulation)
             add_terms(totals, {"loss": loss, **terms}, share=1 / run.accumulation)
-            if self.opponent is not None and self.opponent.critic.judged is not None:
-                real, fake = self.opponent.critic.judged
-                self.opponent.critic.judged = None
+            judged = None if self.opponent is None else self.opponent.take_judged(step)
+            if judged is not None:
+                real, fake = judged
                 with nullcontext() if last else accelerator.no_sync(self.wrapped_opponent):
                     verdicts = self.wrapped_opponent(real, fake)
                     accelerator.backward(torch.stack(list(verdicts.values())).sum() / run.accumulation)

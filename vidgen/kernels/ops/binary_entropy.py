@@ -1,5 +1,7 @@
 """Exact entropies of binary codes (LFQ, BSQ) without a table of all codes: the half-code product."""
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -10,7 +12,12 @@ FACTOR_ENTRIES = 2**22
 
 
 def binary_entropy_stats(
-    z: Tensor, inv_temperature: float | Tensor, *, scale: float = 1.0, groups: int = 1
+    z: Tensor,
+    inv_temperature: float | Tensor,
+    *,
+    scale: float = 1.0,
+    groups: int = 1,
+    average: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean entropy of a sample's code and entropy of the mean code, the two terms of the LFQ loss, in nats.
 
@@ -21,10 +28,12 @@ def binary_entropy_stats(
     Beyond, `groups` splits the bits into equal runs whose entropies are added up (BSQ's bound from above).
     Returns two float32 scalars: per-sample entropy in [0, d ln 2] and codebook entropy in [0, d ln 2]; a loss takes
     the first minus the second. Computed in float32 also under autocast and for bf16 inputs.
+    `average` takes the mean distribution to that of a batch of which `z` is a share, before its entropy is taken.
     ValueError: `groups` does not divide d.
     """
     per_sample = bit_entropy(_logits(z, inv_temperature, scale)).sum(dim=-1).mean()
-    return per_sample, code_entropy(binary_code_distribution(z, inv_temperature, scale=scale, groups=groups))
+    distribution = binary_code_distribution(z, inv_temperature, scale=scale, groups=groups)
+    return per_sample, code_entropy(distribution if average is None else average(distribution))
 
 
 def binary_code_distribution(

@@ -1,0 +1,100 @@
+"""Is the table in tokenizers/README.md, which trunk keeps which promise, what the tokenizers do?"""
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+from small_autoencoders import SMALL, small_autoencoder
+from torch import Tensor
+
+from vidgen.conditioning.known import last_frames
+from vidgen.tokenizers import DiffusersAutoencoderTokenizer, Tokenizer
+from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
+from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+
+README = (Path(__file__).resolve().parents[1] / "tokenizers" / "README.md").read_text()
+CAUSAL, STREAMS, IMAGE, GRID = (
+    "later frames never change earlier tokens",
+    "streams, equal to one shot",
+    "image = one-frame video",
+    "grid for patchified generators",
+)
+
+
+def table(first_column: str) -> list[dict[str, str]]:
+    """Rows of the table of the README whose first column is called so."""
+    lines = README.split(f"| {first_column} |", 1)[1].split("\n\n", 1)[0].splitlines()
+    names = [first_column, *cells(f"|{lines[0]}")]
+    return [dict(zip(names, cells(line), strict=True)) for line in lines[2:]]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+TRUNKS = table("trunk")
+ROW_OF = {
+    preset: [row for row in TRUNKS if any(fnmatch(preset, name) for name in re.findall("`([^`]+)`", row["presets"]))]
+    for preset in TOKENIZER_PRESETS
+}
+
+
+def tiny(preset: str) -> Tokenizer:
+    torch.manual_seed(0)
+    return TOKENIZER_PRESETS[preset].tiny().build().eval()
+
+
+def clip(frames: int, *, seed: int = 0) -> Tensor:
+    return torch.rand(1, 3, frames, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def earlier_tokens_stay(tokenizer: Tokenizer) -> bool:
+    """Do tokens of earlier frames stay bit-equal when the frames from the tenth, or from the fourteenth, change?"""
+    video, last = clip(25), last_frames(tokenizer.spec, (25, 16, 16))
+    tokens, stay = tokenizer.encode(video).tokens, []
+    for start in (10, 14):
+        other = torch.cat([video[:, :, :start], clip(25, seed=1)[:, :, start:]], dim=2)
+        change = tokens - tokenizer.encode(other).tokens
+        stay.append((last < start).any() and not change[:, last < start].any())
+    return all(stay)
+
+
+def images_are_videos(tokenizer: Tokenizer) -> bool:
+    """Are the tokens and the pixels of the first frame alone those that a video has for it?"""
+    video = clip(17)
+    image, whole = tokenizer.encode(video[:, :, :1]), tokenizer.encode(video)
+    if not torch.allclose(image.tokens, whole.tokens[:, : image.tokens.shape[1]], atol=1e-5):
+        return False
+    return torch.allclose(tokenizer.decode(image), tokenizer.decode(whole)[:, :, :1], atol=1e-4)
+
+
+def test_every_preset_has_one_row_and_every_row_a_preset():
+    assert {preset: len(rows) for preset, rows in ROW_OF.items()} == dict.fromkeys(TOKENIZER_PRESETS, 1)
+    assert all(row in [rows[0] for rows in ROW_OF.values()] for row in TRUNKS)
+
+
+@pytest.mark.parametrize("preset", TOKENIZER_PRESETS)
+def test_a_preset_does_what_its_row_says(preset: str):
+    tokenizer, (row,) = tiny(preset), ROW_OF[preset]
+    does = {
+        CAUSAL: earlier_tokens_stay(tokenizer),
+        STREAMS: tokenizer.spec.streamable,
+        IMAGE: images_are_videos(tokenizer),
+        GRID: tokenizer.spec.is_grid,
+    }
+    assert tokenizer.spec.causal == does[CAUSAL]
+    if isinstance(tokenizer, DiffusionDecoderTokenizer):
+        (row,) = ROW_OF["base-kl"]  # its row says: as the wrapped one
+    assert does == {column: row[column].startswith("yes") for column in does}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_autoencoder_of_diffusers_is_what_its_row_says(name: str):
+    kind, config = SMALL[name]
+    (row,) = [row for row in table("class") if f"`{kind}`" in row["class"]]
+    spec = DiffusersAutoencoderTokenizer.around(small_autoencoder(name)).spec
+    excepted = any(f"`{option}={value}`" in row[CAUSAL] for option, value in config.items())
+    assert spec.causal == (row[CAUSAL].startswith("yes") and not excepted)
+    assert spec.streamable == row["streams"].startswith("yes")
