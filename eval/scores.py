@@ -75,8 +75,6 @@ COSTS = {
     "parameters": "parameters, M",
     "encode_gflop_per_frame": "GFLOP/frame to encode",
     "decode_gflop_per_frame": "to decode",
-    "encode_frames_per_second": "frames/s to encode",
-    "decode_frames_per_second": "to decode",
 }
 HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right": "all right"}
 OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what its result file is called by

@@ -7,6 +7,7 @@ import torch
 
 import vidgen
 from vidgen.eval.detector import judge
+from vidgen.eval.obedience import evaluate_obedience
 from vidgen.loading import PRETRAINED
 from vidgen.pipelines import VideoPipeline
 from vidgen.tokenizers import Tokenizer
@@ -20,8 +21,8 @@ def test_the_promised_names_are_there():
     assert set(vidgen.builtin_names()) == {*TOKENIZERS, *PIPELINES}
 
 
-def test_all_weights_together_take_at_most_20_megabytes():
-    assert sum(file.stat().st_size for file in PRETRAINED.rglob("*.safetensors")) <= 20e6
+def test_all_weights_together_take_at_most_40_megabytes():
+    assert sum(file.stat().st_size for file in PRETRAINED.rglob("*.safetensors")) <= 40e6
 
 
 @pytest.mark.parametrize("name", TOKENIZERS + PIPELINES)
@@ -53,3 +54,13 @@ def test_pipelines_make_a_video_of_the_size_that_was_asked_for(name):
         PROMPT, num_frames=5, height=48, width=64, generator=torch.Generator().manual_seed(0), output_type="pt"
     ).frames
     assert frames.shape == (1, 5, 3, 48, 64) and frames.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_fixed_sample_of_prompts_is_obeyed(name):
+    """Far below the shares in `eval/results/obedience_*.json`: it finds weights that do not fit the code any more."""
+    pipeline = vidgen.load(name)
+    pipeline.set_progress_bar_config(disable=True)
+    attributes = evaluate_obedience(pipeline, num_prompts=10, seed=3, split="selection", batch_size=10)["attributes"]
+    assert attributes["colour_motion_background"]["right"] >= 7 and attributes["all_right"]["right"] >= 5

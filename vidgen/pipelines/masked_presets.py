@@ -16,7 +16,7 @@ MAGVIT_CALL = {**VIDEO_SIZE, "num_inference_steps": 12}
 
 MASKED_PRESETS: dict[str, PipelinePreset] = {
     "shapes-tasks": PipelinePreset(
-        about="ten tasks from one masked transformer on 1,000 codes, the built-in worlds",
+        about="ten tasks from one masked transformer on 4,096 codes, the built-in worlds",
         tokenizer="shapes-fsq",
         generator=MaskedTransformer,
         config={**SMALL, **COMMIT},

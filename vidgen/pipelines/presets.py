@@ -19,7 +19,7 @@ BASE_TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words
 BASE_SIZE = {"num_frames": 17, "height": 128, "width": 128}
 
 SHAPES_MASKED = PipelinePreset(
-    about="masked transformer on 1,000 codes, the shapes world",
+    about="masked transformer on 4,096 codes, the shapes world",
     tokenizer="shapes-fsq",
     generator=MaskedTransformer,
     config=SMALL,
@@ -51,7 +51,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
     "shapes-masked": SHAPES_MASKED,
     "shapes-flow": SHAPES_FLOW,
     "shapes-ar": PipelinePreset(
-        about="autoregressive transformer on 1,000 codes, the shapes world",
+        about="autoregressive transformer on 4,096 codes, the shapes world",
         tokenizer="shapes-fsq",
         generator=AutoregressiveTransformer,
         config=SMALL,

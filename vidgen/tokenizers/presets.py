@@ -80,9 +80,9 @@ TINY_HOLISTIC = {
 
 TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "shapes-fsq": causal_conv(
-        "1,000 codes at 4×8×8 for the shapes world",
+        "4,096 codes at 4×8×8 for the shapes world",
         bottleneck_type="fsq",
-        bottleneck_options={"levels": [8, 5, 5, 5]},
+        bottleneck_options={"levels": [8, 8, 8, 8]},
         **SHAPES,
     ),
     "shapes-vq": causal_conv(
