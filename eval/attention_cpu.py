@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from vidgen.eval.report import environment_stamp, write_csv, write_json
 from vidgen.kernels import AttentionSpec, attention3d
+from vidgen.kernels.backends.flex import compiled_flex_attention
 from vidgen.kernels.blocks import block_map
 from vidgen.kernels.choice import choose
 from vidgen.kernels.masks import dense_mask, to_block_mask
@@ -36,6 +36,8 @@ FLEX_BLOCK = 64
 DRY_RUN_GRIDS = ((12, 12, 12), (24, 12, 12))
 # Windows may cost this power of the number of tokens: next to linear.
 LARGEST_EXPONENT = 1.1
+# Keys that a query sees on the larger grid, over those on the smaller one, in a window of fixed size.
+SAME_REACH = 1.1
 # How many times as fast as dense attention a forward pass has to be.
 FORWARD_GOALS = {"neighborhood": 2.5, "factorised_spatial": 12.0}
 
@@ -155,14 +157,13 @@ def flex_in_tile_order(spec: AttentionSpec) -> Callable[[Tensor, Tensor, Tensor]
 
     count = len(order)
     blocks = to_block_mask(block_map(spec, *tilings), visible, FLEX_BLOCK, lengths=(count, count))
-    compiled = torch.compile(flex_attention, dynamic=False)
     if tilings[1].tile is None:
-        return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
+        return lambda q, k, v: compiled_flex_attention(q, k, v, block_mask=blocks)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(count))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = q[:, :, order], k[:, :, key_order], v[:, :, key_order]
-        return compiled(q, k, v, block_mask=blocks)[:, :, back]
+        return compiled_flex_attention(q, k, v, block_mask=blocks)[:, :, back]
 
     return attend
 
@@ -205,17 +206,24 @@ def table(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
 
 
 def goal_of(row: dict[str, Any], spec: AttentionSpec, on_first_grid: AttentionSpec) -> dict[str, Any]:
-    """What a row has to reach, in words, and whether it does; empty where nothing was promised."""
+    """What a row has to reach, in words, and whether it does; empty where nothing was promised.
+
+    The exponent is promised of windows of fixed size. Where the larger grid lets a query see more than `SAME_REACH`
+    times as many keys, the cost has to grow faster than the tokens: the words say so, and the exponent is not judged.
+    """
     if spec.window == (None, None, None):
         return {"goal": None, "met": None}
     wanted = 1.0 if row["direction"] == "forward_backward" else FORWARD_GOALS.get(row["pattern"])
     goals = [] if wanted is None else [(f"{wanted:g} x dense", row["ours_over_dense_speed"] >= wanted)]
-    # a window of fixed size: what a query sees does not grow with the grid
-    is_fixed = spec.pairs() / spec.num_queries <= 1.1 * on_first_grid.pairs() / on_first_grid.num_queries
-    if is_fixed and row["exponent_in_tokens"] is not None:
-        goals.append((f"exponent {LARGEST_EXPONENT}", row["exponent_in_tokens"] <= LARGEST_EXPONENT))
-    words = ", ".join(words for words, _ in goals)
-    return {"goal": words or None, "met": all(met for _, met in goals) if goals else None}
+    reach = spec.pairs() / spec.num_queries / (on_first_grid.pairs() / on_first_grid.num_queries)
+    words = []
+    if row["exponent_in_tokens"] is not None:
+        if reach <= SAME_REACH:
+            goals.append((f"exponent {LARGEST_EXPONENT}", row["exponent_in_tokens"] <= LARGEST_EXPONENT))
+        else:
+            words = [f"exponent not judged: {reach:.3f} times the keys per query"]
+    words = [*(words for words, _ in goals), *words]
+    return {"goal": ", ".join(words) or None, "met": all(met for _, met in goals) if goals else None}
 
 
 def main() -> None:
@@ -224,8 +232,6 @@ def main() -> None:
     if settings.dry_run:
         settings = replace(settings, grids=DRY_RUN_GRIDS, heads=1, rounds=1, flex=False)
     torch.set_num_threads(settings.threads)
-    # each pattern is a compilation of its own
-    torch._dynamo.config.recompile_limit = 1000
     cases = [case for grid in settings.grids for case in cases_of(grid, settings)]
     for case in cases:
         began = time.perf_counter()

@@ -33,6 +33,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vidgen.eval.report import code_digest, environment_stamp, write_csv, write_json
 from vidgen.kernels import AttentionSpec
 from vidgen.kernels.backends import BACKENDS
+from vidgen.kernels.backends.flex import compiled_flex_attention
 from vidgen.kernels.blocks import PARTIAL, BlockLists, block_lists, block_map
 from vidgen.kernels.masks import FLEX_BLOCK, to_block_mask
 from vidgen.kernels.tile_choice import choose_tilings
@@ -43,9 +44,11 @@ DIRECTIONS = ("forward", "forward_backward")
 # Matrix products, beside the two of the forward pass.
 PRODUCTS = {"forward": 1.0, "forward_backward": 3.5}
 SAMPLED_QUERIES = 64
-LARGEST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
-# What the best of our backends has to reach on an H100, by shape, pattern and direction; the column says of what.
-# Ratios are over the fastest dense SDPA and over FlexAttention; share_of_visited_ideal is over the work in its blocks.
+# Of the output; gradients may have twice that.
+LARGEST_ERROR = {torch.bfloat16: 8e-3, torch.float32: 1e-5}
+# What has to be reached on an H100, by shape, pattern and direction; the column says of what. Dense attention is judged
+# through Triton alone, patterns by the best of our backends. Ratios are over the fastest dense SDPA and over
+# FlexAttention; share_of_visited_ideal is over the work in its blocks.
 GOALS: dict[tuple[str, str, str], dict[str, float]] = {
     **{(shape, "full", "forward"): {"dense_over_this": 0.75} for shape in ("hunyuan", "wan", "cube", "toy")},
     **{(shape, "full", "backward"): {"dense_over_this": 0.6} for shape in ("hunyuan", "wan", "cube", "toy")},
@@ -286,7 +289,7 @@ def flex_candidate(spec: AttentionSpec, tensors: list[Tensor]) -> Candidate:
     lengths = (len(orders[0]), len(orders[1]))
     blocks = to_block_mask(seen.to(device), visible, FLEX_BLOCK, lengths=lengths)
     packed = [tensor.detach()[:, :, orders[i]] for i, tensor in zip((0, 1, 1, 0), tensors, strict=True)]
-    run: Any = torch.compile(flex_attention, dynamic=False) if device.type == "cuda" else flex_attention
+    run: Any = compiled_flex_attention if device.type == "cuda" else flex_attention
     slot = torch.empty(spec.num_queries, dtype=torch.long, device=device)
     held = tilings[0].tokens(spec.grid, prefix=0).flatten().to(device)[: lengths[0]]
     slot[held[held >= 0]] = torch.arange(lengths[0], device=device)[held >= 0]
@@ -402,7 +405,7 @@ def measure(candidate: Candidate, direction: str, truth: tuple[Tensor, Tensor, T
         errors = [relative_error(output.detach()[:, :, place], output_truth)]
         errors.append(relative_error(gradient[:, :, place], gradient_truth))
     dtype = output.dtype
-    if max(errors) > LARGEST_ERROR[dtype]:
+    if any(error > (1, 2)[i] * LARGEST_ERROR[dtype] for i, error in enumerate(errors)):
         raise RuntimeError(
             f"{candidate.name} is wrong: errors {errors} in {dtype}; nothing is timed before that is mended"
         )
@@ -492,7 +495,7 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def judged(rows: list[Row]) -> Iterator[str]:
-    """Each goal in a line, with the best that one of our backends reached; left out where rows are missing."""
+    """Each goal in a line, with what was reached (`GOALS` says by whom); left out where rows are missing."""
     known = {identity(row): row for row in rows}
     dense = ("sdpa_cudnn", "sdpa_flash")
 
@@ -508,7 +511,8 @@ def judged(rows: list[Row]) -> Iterator[str]:
         return min(found)
 
     for (shape, pattern, direction), goals in GOALS.items():
-        ours = least(shape, pattern, direction, OURS)
+        judged_names = ("triton",) if pattern == "full" else OURS
+        ours = least(shape, pattern, direction, judged_names)
         shares = [known.get((shape, pattern, name, direction), {}).get("share_of_visited_ideal") for name in OURS]
         reached = {
             "dense_over_this": least(shape, "full", direction, dense) / ours,
@@ -531,7 +535,7 @@ def judged(rows: list[Row]) -> Iterator[str]:
 def known_rows(output: Path, environment: dict[str, Any]) -> list[Row]:
     """Rows of an earlier call on the same device with the same versions and code, whatever else was committed since."""
     stamped = output.with_suffix(".json")
-    known = json.loads(stamped.read_text()) if stamped.exists() else {"environment": {}}
+    known: dict[str, Any] = json.loads(stamped.read_text()) if stamped.exists() else {"environment": {}}
     if known["environment"] | {"commit": None} != environment | {"commit": None}:
         return []
     print(f"going on after {len(known['rows'])} rows of {stamped}")

@@ -1,14 +1,20 @@
 """Properties of the call `attention3d`: layouts, scale, log-sum-exp, decoding, compiling, choosing, bad input."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from attention_patterns import PATTERNS, make_inputs
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
 from vidgen.kernels import AttentionSpec, attention3d, explain
-from vidgen.kernels.backends import BACKENDS
+from vidgen.kernels.backends import BACKENDS, flex, reference
 from vidgen.kernels.choice import choose, cpu_cost
+from vidgen.kernels.flat_spec import numbers_of
 from vidgen.kernels.masks import CACHED_MASKS, _stored_dense_mask
 
 
@@ -62,6 +68,48 @@ def test_scale_multiplies_the_scores() -> None:
     spec = AttentionSpec.full((1, 2, 3))
     q, k, v, _ = make_inputs(spec)
     torch.testing.assert_close(attention3d(q, k, v, spec, scale=0.5), attention3d(q * 0.5, k, v, spec, scale=1.0))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa_dense", "halo", "auto"])
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_a_scale_of_zero_or_below_is_served_with_its_gradients(scale: float, backend: str) -> None:
+    spec = AttentionSpec.frame_causal((3, 2, 2))
+    q, k, v, gradient = make_inputs(spec)
+    output = attention3d(q, k, v, spec, scale=scale, backend=backend)
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~spec.dense_mask(), float("-inf"))
+    expected = scores.softmax(dim=-1) @ v
+    torch.testing.assert_close(output, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(output, (q, k, v), gradient), torch.autograd.grad(expected, (q, k, v), gradient)
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), float("-inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    spec = AttentionSpec.full((1, 2, 3))
+    q, k, v, _ = make_inputs(spec)
+    with pytest.raises(ValueError, match=rf"scale must be a finite number, got {scale}; leave it out for .* = 0.3536"):
+        attention3d(q, k, v, spec, scale=scale)
+
+
+def test_queries_that_see_nothing_give_zero_minus_infinity_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No spec has such queries; the rule is for masks that are more than a spec."""
+    spec = AttentionSpec.frame_causal((3, 2, 2))
+    q, k, v, gradient = make_inputs(spec)
+    seeing, seeing_lse = attention3d(q, k, v, spec, backend="reference", return_lse=True)
+    blind = torch.zeros(spec.num_queries, dtype=torch.bool)
+    blind[[0, 5]] = True
+    mask = spec.dense_mask() & ~blind[:, None]
+    monkeypatch.setattr(reference, "dense_mask", lambda spec, device: mask)
+    output, lse = attention3d(q, k, v, spec, backend="reference", return_lse=True)
+    assert (output[:, :, blind] == 0).all() and (lse[:, :, blind] == -torch.inf).all()
+    torch.testing.assert_close(output[:, :, ~blind], seeing[:, :, ~blind])
+    torch.testing.assert_close(lse[:, :, ~blind], seeing_lse[:, :, ~blind])
+    gradients = torch.autograd.grad([output, lse], (q, k, v), [gradient, torch.ones_like(lse)])
+    shown = [gradient.masked_fill(blind[:, None], 0.0), (~blind).float().expand_as(lse)]
+    for ours, theirs in zip(gradients, torch.autograd.grad([seeing, seeing_lse], (q, k, v), shown)):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_autocast_takes_queries_and_keys_in_another_dtype_than_values() -> None:
@@ -141,27 +189,85 @@ def test_attention_compiles_to_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["windows", "products"])
-def test_under_compile_auto_takes_what_can_be_traced_and_halo_says_why_it_cannot(dtype: torch.dtype) -> None:
-    """Eagerly these calls go to the two backends that are loops in Python: `halo` and `matmul`."""
+def test_auto_takes_the_same_backend_under_compile(dtype: torch.dtype) -> None:
+    """`halo` and `matmul` are loops in Python: the one is an operator under compile, the other has one round there."""
     torch._dynamo.reset()
-    spec = (
-        AttentionSpec.sequence(12, True)
-        if dtype == torch.bfloat16
-        else AttentionSpec.neighborhood((16, 16, 16), (5, 5, 5))
-    )
+    windows = dtype == torch.float32
+    spec = AttentionSpec.neighborhood((16, 16, 16), (5, 5, 5)) if windows else AttentionSpec.sequence(12, True)
     q, k, v, gradient = make_inputs(spec, dtype=dtype, heads=1, kv_heads=1)
-    assert choose(q, k, v, spec, return_lse=False) == ("matmul" if dtype == torch.bfloat16 else "halo")
-    compiled = torch.compile(lambda *tensors: attention3d(*tensors, spec), backend="aot_eager", fullgraph=True)
-    output = compiled(q, k, v)
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(output, attention3d(q, k, v, spec), **tolerance)
-    output.backward(gradient)
-    assert q.grad is not None and q.grad.isfinite().all()
-    explicit = torch.compile(
-        lambda *tensors: attention3d(*tensors, spec, backend="halo"), backend="eager", fullgraph=True
-    )
-    with pytest.raises(Exception, match="halo cannot serve this call: its plan is made in Python"):
-        explicit(q, k, v)
+    assert choose(q, k, v, spec, return_lse=False) == ("halo" if windows else "matmul")
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        graphs.append(graph.code)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(lambda *tensors: attention3d(*tensors, spec), backend=keep, fullgraph=True)
+    outputs = [attend(q, k, v) for attend in (compiled, lambda *tensors: attention3d(*tensors, spec))]
+    assert len(graphs) == 1 and ("vidgen.halo_attention" in graphs[0]) == windows
+    gradients = [torch.autograd.grad(output, (q, k, v), gradient) for output in outputs]
+    tolerance = {"rtol": 0.0, "atol": 0.0} if windows else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(*outputs, **tolerance)
+    torch.testing.assert_close(*gradients, **tolerance)
+
+
+def test_the_operator_of_windows_is_registered_rightly() -> None:
+    spec = AttentionSpec.neighborhood((3, 5, 4), (3, 3, 3), prefix=3)
+    q, k, v, _ = make_inputs(spec, kv_heads=1)
+    torch.library.opcheck(torch.ops.vidgen.halo_attention.default, (q, k, v, numbers_of(spec), 0.3))
+
+
+def test_compiled_windows_of_open_sizes_and_their_log_sum_exp_equal_the_reference() -> None:
+    torch._dynamo.reset()
+
+    def forward(q: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        spec = AttentionSpec.neighborhood((q.shape[2] // 16, 4, 4), (3, 3, 3))
+        return attention3d(q, q, q, spec, backend=backend, return_lse=True)
+
+    compiled = torch.compile(forward, backend="eager", fullgraph=True, dynamic=True)
+    for frames in (4, 5):
+        q = torch.randn(1, 2, 16 * frames, 8, generator=torch.Generator().manual_seed(frames))
+        torch.testing.assert_close(compiled(q, "halo"), forward(q, "reference"))
+
+
+@pytest.fixture
+def flex_graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that compiled FlexAttention is given from now on; they are run as they are."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(flex_attention, dynamic=False, backend=count)
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    return graphs
+
+
+def test_flex_attention_stays_compiled_however_many_shapes_there_are(
+    flex_graphs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many compilations Dynamo would run it eagerly, and FlexAttention hold all scores."""
+    tensors = [torch.randn(1, 1, tokens, 16) for tokens in range(2, 6)]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for tensor in [*tensors, *tensors]:
+            flex.compiled_flex_attention(tensor, tensor, tensor)
+    assert len(flex_graphs) == len(tensors)
+    monkeypatch.setattr(flex, "MOST_COMPILATIONS", len(tensors))
+    with pytest.raises(FailOnRecompileLimitHit):
+        flex.compiled_flex_attention(*3 * [torch.randn(1, 1, 50, 16)])
+
+
+@pytest.mark.slow
+def test_flex_attention_stays_compiled_however_many_patterns_there_are(flex_graphs: list[torch.fx.GraphModule]) -> None:
+    more = range(2, 3 + torch._dynamo.config.recompile_limit)
+    for frames in more:
+        spec = AttentionSpec.frame_causal((frames, 2, 2))
+        q, k, v, _ = (tensor.detach() for tensor in make_inputs(spec, head_size=16))
+        output, _ = flex.attend(q, k, v, spec, scale=0.25, return_lse=False)
+        torch.testing.assert_close(output, attention3d(q, k, v, spec))
+    assert len(flex_graphs) == len(more)
 
 
 def test_a_spec_built_inside_a_compiled_forward_follows_the_shape() -> None:

@@ -34,12 +34,14 @@ def _unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def errors_of_backends(spec: AttentionSpec, inputs: tuple[Tensor, ...]) -> dict[str, list[float]]:
+def errors_of_backends(
+    spec: AttentionSpec, inputs: tuple[Tensor, ...], backends: tuple[str, ...] = CPU_BACKENDS
+) -> dict[str, list[float]]:
     """For each backend that can serve, the errors of the output and the gradients of q, k and v."""
     doubles = tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
     exact = output_and_gradients(spec, doubles, "reference")
     errors = {}
-    for backend in CPU_BACKENDS:
+    for backend in backends:
         if BACKENDS[backend].unsupported(*inputs[:3], spec, return_lse=False) is None:
             results = output_and_gradients(spec, inputs, backend)
             assert all(result.dtype == inputs[0].dtype and result.isfinite().all() for result in results), backend
@@ -195,14 +197,36 @@ def test_reshaping_refuses_patterns_that_do_not_fall_apart_and_says_why(spec: At
     torch.testing.assert_close(attention3d(q, k, v, spec), expected)
 
 
+# ------------------------------------------------------------------------------------------------------- on a GPU
+
+
+def inputs_on_a_gpu(spec: AttentionSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v and a gradient; two heads of queries share one of keys."""
+    made = make_inputs(spec, dtype=dtype, heads=4, kv_heads=2, head_size=32)
+    q, k, v, gradient = (tensor.detach().cuda() for tensor in made)
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), gradient
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_on_a_gpu_sdpa_equals_float64_attention_forward_and_backward(name: str, dtype: torch.dtype) -> None:
+    spec = PATTERNS[name][0]((5, 9, 7), 3)
+    errors = errors_of_backends(spec, inputs_on_a_gpu(spec, dtype), ("sdpa_dense", "sdpa_reshape"))
+    assert_accurate(errors, dtype)
+    assert "sdpa_dense" in errors and ("sdpa_reshape" in errors) == (name in (*SEPARATE, "sequence"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PATTERNS)
-def test_flex_equals_the_reference_on_cuda(name: str) -> None:
+def test_on_a_gpu_flex_attention_equals_float64_attention_and_its_log_sum_exp_forward_and_backward(name: str) -> None:
     spec = PATTERNS[name][0]((5, 9, 7), 3)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1, 2, spec.num_queries, 32), (1, 2, spec.num_keys, 32), (1, 2, spec.num_keys, 32)]
-    q, k, v = (torch.randn(shape, generator=generator).cuda().requires_grad_() for shape in shapes)
-    inputs = (q, k, v, torch.randn(shapes[0], generator=generator).cuda())
-    expected = output_and_gradients(spec, inputs, "reference")
-    for result, reference in zip(output_and_gradients(spec, inputs, "flex"), expected, strict=True):
-        assert relative_error(result, reference) <= 5e-3  # TF32 products
+    q, k, v, gradient = inputs_on_a_gpu(spec, torch.bfloat16)
+    results = []
+    for backend in ("flex", "reference"):
+        output, lse = attention3d(q, k, v, spec, backend=backend, return_lse=True)
+        gradients = torch.autograd.grad([output, lse], (q, k, v), [gradient, torch.ones_like(lse)])
+        results.append([output, lse, *gradients])
+    for i, (ours, truth) in enumerate(zip(*results, strict=True)):
+        assert ours.dtype == truth.dtype and ours.isfinite().all()
+        assert relative_error(ours, truth) <= TOLERANCE[torch.bfloat16] * (1 if i < 2 else 2), i

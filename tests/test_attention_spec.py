@@ -10,6 +10,7 @@ import torch
 from attention_patterns import GRIDS, PATTERNS, Place, all_specs, make_inputs, mask_by_loops
 from hypothesis import given, settings
 from test_blocks import specs
+from torch import Tensor
 
 from vidgen.kernels import AttentionSpec, attention3d
 from vidgen.kernels.masks import FLEX_BLOCK, block_mask
@@ -112,6 +113,49 @@ def test_block_lists_for_flex_attention_are_made_without_looking_at_pairs(monkey
     spec = AttentionSpec.frame_causal((6, 48, 80), prefix=77)
     blocks = block_mask(spec, torch.device("cpu"))
     assert spec.density() < 1 - blocks.sparsity() / 100 < spec.density() + 0.02
+
+
+def test_compiled_code_gets_the_same_block_lists_without_looking_at_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    frames = torch.empty(6)
+
+    def lists(x: Tensor) -> list[Tensor]:
+        blocks = block_mask(AttentionSpec.frame_causal((x.shape[0], 48, 80), prefix=77), x.device)
+        counts = [blocks.kv_num_blocks, blocks.full_kv_num_blocks, blocks.q_num_blocks, blocks.full_q_num_blocks]
+        return [*counts, blocks.kv_indices, blocks.full_kv_indices]
+
+    expected = lists(frames)
+    monkeypatch.setattr(AttentionSpec, "allowed", None)
+    compiled = torch.compile(lists, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert all(map(torch.equal, compiled(frames), expected))
+
+
+# ----------------------------------------------------------------------------------- windows larger than the grid
+
+
+@pytest.mark.parametrize(
+    ("larger", "whole"),
+    [
+        (AttentionSpec.frame_causal_window((2, 3, 4), 8, sink_frames=1), AttentionSpec.frame_causal((2, 3, 4))),
+        (
+            AttentionSpec.neighborhood((2, 3, 4), (9, None, None), causal=(True, False, False), edge="shrink"),
+            AttentionSpec.frame_causal((2, 3, 4)),
+        ),
+        (AttentionSpec.swin3d((2, 3, 4), (4, 8, 8), shifted=True), AttentionSpec.full((2, 3, 4))),
+        (AttentionSpec.neighborhood((2, 3, 4), (5, 7, 9), edge="shrink"), AttentionSpec.full((2, 3, 4))),
+        (
+            AttentionSpec.sliding_tile((2, 3, 4), (6, 12, 12), tile=(2, 4, 4), edge="shrink"),
+            AttentionSpec.full((2, 3, 4)),
+        ),
+    ],
+    ids=["frames", "causal_axis", "swin", "neighbourhood", "tiles"],
+)
+def test_a_window_that_is_cut_at_the_border_may_be_larger_than_a_short_clip_and_sees_all_of_it(
+    larger: AttentionSpec, whole: AttentionSpec
+) -> None:
+    """One preset serves clips of every length and streams whose first frames have few before them."""
+    assert torch.equal(larger.dense_mask(), whole.dense_mask())
+    assert larger.pairs() == whole.pairs()
 
 
 # ---------------------------------------------------------------------------------------- a value: hash, store, reuse

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
 from ptx_machine import TensorMap, load
+from test_blocks import specs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -218,6 +220,13 @@ def test_the_plan_is_the_mask_of_the_spec(name: str):
     assert torch.equal(mask_of(plan, spec), spec.dense_mask())
     assert sorted(plan.schedule.tolist()) == list(range(len(plan.first_entry) - 1))
     assert len(plan.masks) == len({mask.numpy().tobytes() for mask in plan.masks})
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(specs())
+def test_the_plan_is_the_mask_of_random_specs(spec: AttentionSpec):
+    plan = make_plan(spec, torch.device("cpu"))
+    assert torch.equal(mask_of(plan, spec), spec.dense_mask())
 
 
 def test_aligned_tiles_need_no_masks():

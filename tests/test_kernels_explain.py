@@ -1,5 +1,8 @@
 """`vidgen kernels explain`: every pattern can be asked about, its map is right, and useless options are refused."""
 
+from itertools import takewhile
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +11,7 @@ from vidgen.cli import main
 from vidgen.cli.kernels_explain import SHADES, Command, Pattern, build, text_map
 from vidgen.kernels import AttentionSpec
 
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {
     "swin3d": {"window": (2, 4, 4), "shifted": True},
     "swapped_window": {"window": (2, 4, 4)},
@@ -34,6 +38,23 @@ def test_it_prints_backend_reasons_cost_and_map_and_writes_the_picture(tmp_path,
     picture = Image.open(tmp_path / "map.png")
     assert picture.size[0] == picture.size[1] >= 512
     assert len(picture.getcolors()) == 3
+
+
+def test_the_example_in_the_documentation_is_what_the_command_prints(capsys) -> None:
+    lines = (ROOT / "docs" / "kernels.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("    $ vidgen kernels explain "))
+    block = list(takewhile(lambda line: line.startswith("    "), lines[first:]))
+    assert main(block[0].removeprefix("    $ vidgen ").split()) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line.removeprefix("    ") for line in block[1:]] == printed
+
+
+def test_heads_of_keys_that_queries_share_are_told_to_the_backends(capsys) -> None:
+    words = "kernels explain full --grid 2 8 8 --heads 8 --device cpu"
+    assert main([*words.split(), "--kv-heads", "2"]) == 0
+    assert "matmul: " in capsys.readouterr().out
+    assert main([*words.split(), "--kv-heads", "3"]) == 2
+    assert "a divisor of q's 8; got 3 and 3, use 2" in capsys.readouterr().err
 
 
 def test_the_map_in_the_terminal_calls_a_mixed_group_of_blocks_partial() -> None:

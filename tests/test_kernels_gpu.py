@@ -16,7 +16,7 @@ def test_triton_attention_equals_the_reference_on_the_gpu() -> None:
     run_checks("slow or not slow", interpret=False, workers=min(8, (os.cpu_count() or 2) // 2))
 
 
-@pytest.mark.parametrize("backend", ["triton", "flex"])
+@pytest.mark.parametrize("backend", ["triton", "flex", "sdpa_dense"])
 @pytest.mark.parametrize(
     "spec",
     [

@@ -213,7 +213,9 @@ def test_no_file_is_named_after_nothing():
 def test_attention_over_a_grid_goes_through_attention3d_alone():
     """No pattern of a grid: masks that differ between samples (conditions of different lengths, tokens that are
     encoded already) or from step to step (the filled part of a static cache), or tokens that are not the whole grid.
-    Those classes are listed."""
+    Those classes are listed. Text of one length looks the same as text of many, because a network does not read the
+    values of a mask: joint attention always has one. Llama blocks have one wherever groups of tokens follow text or a
+    cache, and go through attention3d where all see all."""
     calls = {"scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward", "flex_attention"}
     found = set()
     for path in library_files():

@@ -1,4 +1,4 @@
-"""The NATTEN backend hands over what NATTEN's documentation asks for; the library itself is not needed here."""
+"""The NATTEN backend hands over what NATTEN's documentation asks for; with NATTEN and a GPU, the library itself."""
 
 import sys
 from itertools import product
@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from attention_patterns import make_inputs
+from attention_patterns import make_inputs, output_and_gradients, relative_error
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -54,9 +54,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natten, "INSTALLED", True)
 
 
-def on_cuda(spec: AttentionSpec) -> list[Tensor]:
-    sizes = (spec.num_queries, spec.num_keys, spec.num_keys)
-    made = [torch.empty(1, 2, n, 64, device="meta", dtype=torch.bfloat16) for n in sizes]
+def on_cuda(spec: AttentionSpec, *, kv_heads: int = 2) -> list[Tensor]:
+    sizes = ((2, spec.num_queries), (kv_heads, spec.num_keys), (kv_heads, spec.num_keys))
+    made = [torch.empty(1, *size, 64, device="meta", dtype=torch.bfloat16) for size in sizes]
     return [FakeTensor(FakeTensorMode(), tensor, torch.device("cuda")) for tensor in made]
 
 
@@ -90,6 +90,23 @@ def test_the_arguments_mean_the_pattern(installed: None, spec: AttentionSpec) ->
 def test_what_natten_lacks_is_refused_with_the_reason(installed: None, spec: AttentionSpec, reason: str) -> None:
     refusal = natten.unsupported(*on_cuda(spec), spec, return_lse=False)
     assert refusal is not None and reason in refusal
+
+
+def test_shared_heads_of_keys_are_refused(installed: None) -> None:
+    refusal = natten.unsupported(*on_cuda(SERVED[0], kv_heads=1), SERVED[0], return_lse=False)
+    assert refusal is not None and "share keys" in refusal
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", SERVED)
+def test_on_a_gpu_the_library_itself_equals_the_reference_forward_and_backward(spec: AttentionSpec) -> None:
+    pytest.importorskip("natten")
+    made = make_inputs(spec, dtype=torch.bfloat16, head_size=64)
+    q, k, v, gradient = (tensor.detach().cuda() for tensor in made)
+    inputs = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), gradient)
+    results = zip(output_and_gradients(spec, inputs, "natten"), output_and_gradients(spec, inputs, "reference"))
+    for i, (ours, truth) in enumerate(results):
+        assert relative_error(ours, truth) <= (8e-3 if i == 0 else 1.6e-2)
 
 
 def test_without_the_library_the_reason_is_that() -> None:

@@ -244,10 +244,10 @@ def test_gradients_are_the_same_bits_in_every_run() -> None:
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
-def test_a_scale_that_is_not_positive_is_refused() -> None:
+def test_the_kernels_refuse_a_scale_that_is_not_positive() -> None:
     q, k, v, *_ = draw(SPECS["full"])
     with pytest.raises(ValueError, match="needs a positive scale, got -1; negate q instead"):
-        attention3d(q, k, v, SPECS["full"], scale=-1, backend="triton")
+        BACKENDS["triton"].attend(q, k, v, SPECS["full"], scale=-1, return_lse=False)
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ class Command:
     """Samples."""
     heads: int = 16
     """Heads of queries."""
+    kv_heads: int | None = None
+    """Heads of keys and values, a divisor of `--heads`, where queries share them; as many if not given."""
     head_dim: int = 64
     """Channels of a head."""
     device: Literal["cpu", "cuda"] = "cuda"
@@ -94,8 +96,9 @@ def run(command: Command) -> None:
 
     spec = build(command)
     tensors = []
-    for tokens in (spec.num_queries, spec.num_keys, spec.num_keys):
-        shape = (command.batch, command.heads, tokens, command.head_dim)
+    kv_heads = command.heads if command.kv_heads is None else command.kv_heads
+    for heads, tokens in ((command.heads, spec.num_queries), *[(kv_heads, spec.num_keys)] * 2):
+        shape = (command.batch, heads, tokens, command.head_dim)
         described = torch.empty(shape, dtype=getattr(torch, command.dtype), device="meta")
         # says it is on the device, holds no memory and needs no driver
         tensors.append(FakeTensor(FakeTensorMode(), described, torch.device(command.device)))

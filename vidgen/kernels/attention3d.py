@@ -1,5 +1,6 @@
 """`attention3d`: the one attention call of the library."""
 
+import math
 from typing import Literal, overload
 
 import torch
@@ -56,23 +57,26 @@ def attention3d(
     """Softmax attention with the visibility pattern of `spec`; differentiable, usable under torch.compile.
 
     q is `b h n d`, k `b g m d`, v `b g m e` with g dividing h (grouped queries), n = `spec.num_queries` and
-    m = `spec.num_keys`, prefix first; layout "bnhd" has heads after tokens. `scale` defaults to 1 / sqrt(d).
+    m = `spec.num_keys`, prefix first; layout "bnhd" has heads after tokens. `scale` defaults to 1 / sqrt(d); any finite
+    number will do, also zero and negative ones.
     `backend` is a name of `BACKENDS` or "auto", which takes the first that can serve and pays (`vidgen.kernels.choice`;
     `explain` tells which and why). Returns the output in the layout of q and, with `return_lse`, the natural
-    log-sum-exp of the visible scores, float32 `b h n`. Under autocast the computation is in autocast's dtype.
+    log-sum-exp of the visible scores, float32 `b h n`. A query that sees nothing would get 0 and -inf; no spec has such
+    queries. Under autocast the computation is in autocast's dtype.
     Under torch.compile there is no graph break; say `dynamic=False`, because windows of symbolic sizes take a minute
     to trace (specs kept as attributes of a module are constants either way).
-    ValueError: shapes that do not fit the spec, mixed devices or dtypes, a backend that cannot serve (with its reason).
+    ValueError: shapes that do not fit the spec, mixed devices or dtypes, a scale that is not finite, a backend that
+    cannot serve (with its reason).
     """
     q, k, v = (_in_autocast_dtype(_heads_first(tensor, layout)) for tensor in (q, k, v))
     check_tensors(q, k, v, spec)
+    q, scale = _with_positive_scale(q, q.shape[-1] ** -0.5 if scale is None else scale)
     if backend == "auto":
         backend = choose(q, k, v, spec, return_lse=return_lse)
     elif backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; known are auto, {', '.join(BACKENDS)}")
     elif reason := BACKENDS[backend].unsupported(q, k, v, spec, return_lse=return_lse):
         raise ValueError(f'attention backend {backend} cannot serve this call: {reason}; use backend="auto"')
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     output, lse = BACKENDS[backend].attend(q, k, v, spec, scale=scale, return_lse=return_lse)
     if layout == "bnhd":
         output = rearrange(output, "b h n d -> b n h d")
@@ -91,6 +95,16 @@ def explain(
     flops = batch * spec.flops(heads, head_dim)
     cost = f"{flops / 1e9:.3g} GFLOP forward for {batch} samples, {heads} heads of {head_dim}"
     return "\n".join([spec.explain(), cost, report(q, k, v, spec, return_lse=return_lse)])
+
+
+def _with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """The same scores by a scale above zero: kernels find the largest score of a row before they scale it."""
+    if not -math.inf < scale < math.inf:  # NaN fails too
+        default = q.shape[-1] ** -0.5
+        raise ValueError(f"scale must be a finite number, got {scale}; leave it out for 1 / sqrt(d) = {default:.4g}")
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale < 0 else (q * 0, 1.0)
 
 
 def _in_autocast_dtype(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 from vidgen.kernels.backends import BACKENDS
 from vidgen.kernels.boxes import BoxPlan, plan_boxes
 from vidgen.kernels.cost import dense_cost, windows_cost
+from vidgen.kernels.flat_spec import constants_of, spec_of
 from vidgen.kernels.spec import AttentionSpec
 from vidgen.kernels.windows import separate_windows
 
@@ -37,10 +38,16 @@ def passed_over(name: str, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec,
     if reason is None and name in COMPILED and spec.num_keys < COMPILED_SMALLEST_KEYS:
         return f"{spec.num_keys} keys are fewer than {COMPILED_SMALLEST_KEYS}, where compiling it starts to pay"
     if reason is None and name == "halo" and not return_lse:
-        boxes, dense = cpu_cost("halo", spec), cpu_cost("sdpa_dense", spec)
-        if boxes >= dense:
-            return f"estimated to cost {boxes / dense:.2f} times the dense mask"
+        share = _halo_over_dense(constants_of(spec))
+        if share >= 1:
+            return f"estimated to cost {share:.2f} times the dense mask"
     return reason
+
+
+@torch.compiler.assume_constant_result
+def _halo_over_dense(numbers: tuple[int, ...]) -> float:
+    spec = spec_of(numbers)
+    return cpu_cost("halo", spec) / cpu_cost("sdpa_dense", spec)
 
 
 def cpu_cost(name: str, spec: AttentionSpec) -> float:

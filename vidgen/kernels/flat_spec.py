@@ -1,6 +1,7 @@
 """An `AttentionSpec` as plain integers, all that the signature of a PyTorch operator may hold."""
 
 from functools import lru_cache
+from operator import index
 
 from vidgen.kernels.spec import AttentionSpec
 
@@ -15,6 +16,11 @@ def numbers_of(spec: AttentionSpec) -> list[int]:
     triples = [*spec.grid, *windows, *spec.granularity, *spec.dilation, *spec.shift, *map(int, spec.causal)]
     choices = [EDGES.index(spec.edge), PREFIX_MODES.index(spec.prefix_mode)]
     return [*triples, *choices, spec.causal_group, spec.prefix, spec.sink_frames, spec.q_frame_offset, kv_frames]
+
+
+def constants_of(spec: AttentionSpec) -> tuple[int, ...]:
+    """`numbers_of` for functions whose results torch.compile takes for constants: sizes that it kept open get fixed."""
+    return tuple([index(number) for number in numbers_of(spec)])
 
 
 @lru_cache(maxsize=256)

@@ -5,9 +5,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from vidgen.kernels.blocks import FULL, PARTIAL, run_map
+from vidgen.kernels.flat_spec import constants_of, spec_of
 from vidgen.kernels.spec import AttentionSpec
 
 # A model alternates between a handful of patterns; a mask of 16k tokens is 256 MB, so more entries would cost memory.
@@ -30,23 +31,29 @@ def dense_mask(spec: AttentionSpec, device: torch.device) -> Tensor:
     return _stored_dense_mask(spec, device)
 
 
+def _make_block_mask(spec: AttentionSpec, device: torch.device) -> BlockMask:
+    seen = _run_map(constants_of(spec), device)
+    return to_block_mask(seen, spec.mask_mod(), FLEX_BLOCK, lengths=(spec.num_queries, spec.num_keys))
+
+
 @lru_cache(maxsize=CACHED_MASKS)
+def _stored_block_mask(spec: AttentionSpec, device: torch.device) -> BlockMask:
+    with torch.inference_mode(False):  # as above
+        return _make_block_mask(spec, device)
+
+
 def block_mask(spec: AttentionSpec, device: torch.device) -> BlockMask:
-    """FlexAttention's block lists of the spec."""
+    """FlexAttention's block lists of the spec, by intervals; under torch.compile constants of the graph."""
     if torch.compiler.is_compiling():
-        # interval arithmetic has shapes that no graph can hold
-        return create_block_mask(
-            spec.mask_mod(),
-            B=None,
-            H=None,
-            Q_LEN=spec.num_queries,
-            KV_LEN=spec.num_keys,
-            device=str(device),
-            BLOCK_SIZE=FLEX_BLOCK,
-        )
-    with torch.inference_mode(False):  # what is first needed under inference_mode must serve training later
-        seen = run_map(spec, FLEX_BLOCK).to(device)
-        return to_block_mask(seen, spec.mask_mod(), FLEX_BLOCK, lengths=(spec.num_queries, spec.num_keys))
+        return _make_block_mask(spec, device)
+    return _stored_block_mask(spec, device)
+
+
+@torch.compiler.assume_constant_result
+def _run_map(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    # interval arithmetic has shapes that no graph can hold
+    with torch.inference_mode(False):
+        return run_map(spec_of(numbers), FLEX_BLOCK).to(device)
 
 
 def to_block_mask(seen: Tensor, mask_mod: Callable[..., Tensor], block: int, *, lengths: tuple[int, int]) -> BlockMask:

@@ -31,7 +31,10 @@ class AttentionSpec:
     grid: Triple
     """Frames, rows, columns of the queries; also of the keys unless `kv_frames` says otherwise."""
     window: tuple[Window, Window, Window] = (None, None, None)
-    """Per axis: None = the whole axis, or (left, right) = tokens visible before and after the query's own group."""
+    """Per axis: None = the whole axis, or (left, right) = tokens visible before and after the query's own group.
+    Where windows are cut at the border they may be larger than the axis and then show all of it: a model with a fixed
+    window also takes clips and first chunks of a stream that are shorter. Where they are moved inside, they must fit.
+    """
     granularity: Triple = (1, 1, 1)
     """Queries in a group of this size share one window: 1 token exact, a tile (sliding tile), a whole window (Swin)."""
     dilation: Triple = (1, 1, 1)
@@ -92,7 +95,8 @@ class AttentionSpec:
         """Separate windows (Video Swin, arXiv 2106.13230), with `shifted` moved by half a window, rounded down.
 
         Windows at the borders are as large as the border leaves them (SeedVR, arXiv 2501.01320): nothing wraps around
-        and nothing is padded, so any grid will do. An axis no longer than its window is one window and is not shifted.
+        and nothing is padded, so any grid will do, also one smaller than the window: an axis no longer than its window
+        is one window and is not shifted.
         """
         check_triple("window", window, smallest=1)
         shift = _each_axis(lambda axis: window[axis] // 2 if shifted and window[axis] < grid[axis] else 0)
@@ -120,7 +124,8 @@ class AttentionSpec:
     ) -> "AttentionSpec":
         """A window of `window` tokens around each query (NAT, NATTEN), before it on causal axes; None = the whole axis.
 
-        An even window has one token more before the query than after it, as in NATTEN.
+        An even window has one token more before the query than after it, as in NATTEN. A window larger than the grid
+        is a ValueError where "clamp" would have to move it inside; causal axes and "shrink" cut it (`window`).
         """
         return cls.dilated_neighborhood(
             grid, window, dilation=(1, 1, 1), causal=causal, edge=edge, prefix=prefix, prefix_mode=prefix_mode
@@ -152,7 +157,7 @@ class AttentionSpec:
         """All queries of a tile share a window of whole tiles (FastVideo STA, GNA with stride = tile).
 
         `window` is in tokens, an odd number of tiles along each axis. With edge "clamp" every query sees equally many
-        keys, which needs a grid of whole tiles; "shrink" takes any grid.
+        keys, which needs a grid of whole tiles that holds the window; "shrink" takes any grid.
         """
         check_tiles(grid, window, tile, edge)
         reach = _each_axis(lambda axis: window[axis] // tile[axis] // 2 * tile[axis])
@@ -178,7 +183,10 @@ class AttentionSpec:
         prefix: int = 0,
         prefix_mode: PrefixMode = "self",
     ) -> "AttentionSpec":
-        """Each group of frames sees itself, `past_frames` frames before it and the first `sink_frames` frames."""
+        """Each group of frames sees itself, `past_frames` frames before it and the first `sink_frames` frames.
+
+        Clips with fewer frames than that are allowed: a stream begins with them, and they see all of their past.
+        """
         return cls(
             grid=grid,
             window=((past_frames, 0), None, None),

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidgen.kernels import AttentionSpec, attention3d
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import rotate
 from vidgen.nn.transformer import Rotary
@@ -88,7 +89,10 @@ class LlamaAttention(nn.Module):
         q, k = rotate(q, *turns), rotate(k, *turns)
         if cache is not None and places is not None:
             k, v = cache.append(layer, places, k, v)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if mask is None:
+            attended = attention3d(q, k, v, AttentionSpec.sequence(k.shape[2]))
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
 

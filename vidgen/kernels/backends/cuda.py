@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vidgen.kernels.checks import head_size_reason
 from vidgen.kernels.cuda.compile import DTYPES, HEAD_SIZES, missing
-from vidgen.kernels.flat_spec import numbers_of, spec_of
+from vidgen.kernels.flat_spec import constants_of, numbers_of, spec_of
 from vidgen.kernels.spec import AttentionSpec
 
 # known at import: torch.compile cannot trace the question
@@ -28,7 +28,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
     dtype = _dtype(q)
     if dtype not in DTYPES:
         return f"it takes bfloat16 and float16, not {dtype}"
-    return head_size_reason(q, v, HEAD_SIZES) or _unsuitable(tuple(numbers_of(spec)))
+    return head_size_reason(q, v, HEAD_SIZES) or _unsuitable(constants_of(spec))
 
 
 def attend(

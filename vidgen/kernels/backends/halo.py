@@ -4,7 +4,7 @@ Works slab by slab (a few frames) and a few heads at a time: the copied keys and
 and nothing but q, k, v, the output and its log-sum-exp is kept for the backward pass, which copies them again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vidgen.kernels.boxes import Stretch, plan_boxes
+from vidgen.kernels.flat_spec import constants_of, numbers_of, spec_of
 from vidgen.kernels.slabs import Places, Slab, as_slice, slabs_of
 from vidgen.kernels.spec import AttentionSpec
 
@@ -28,21 +29,26 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
     """Serves every pattern on a CPU whose windows are products over the axes."""
     if q.device.type != "cpu":
         return f"its boxes are for the CPU, and the tensors are on {q.device.type}"
-    if torch.compiler.is_compiling():
-        return "its plan is made in Python, which torch.compile would trace"
     if v.shape[-1] != q.shape[-1]:
         return f"values need the head size of the keys, {q.shape[-1]}, got {v.shape[-1]}"
     if return_lse and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         return "its log-sum-exp carries no gradient"
-    plan = plan_boxes(spec)
+    return _no_plan(constants_of(spec))
+
+
+@torch.compiler.assume_constant_result
+def _no_plan(numbers: tuple[int, ...]) -> str | None:
+    plan = plan_boxes(spec_of(numbers))
     return plan if isinstance(plan, str) else None
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Box by box."""
-    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
+    """Box by box; under torch.compile as one operator, which does not trace the boxes."""
+    if torch.compiler.is_compiling():
+        output, lse = _operator(q, k, v, numbers_of(spec), scale)
+        return output, lse.detach() if return_lse else None
     output, lse = _Boxes.apply(q, k, v, spec, scale)  # type: ignore[misc]
     return output, lse if return_lse else None
 
@@ -50,15 +56,7 @@ def attend(
 class _Boxes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, scale: float) -> tuple[Tensor, Tensor]:
-        output = torch.empty(q.shape, dtype=q.dtype)
-        lse = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-        for slab, sample, heads, group in _calls(q, k, spec):
-            keys, values = (_boxes(tensor[sample, group], slab.keys, slab.boxes) for tensor in (k, v))
-            for head in heads:
-                queries = _boxes(q[sample, head], slab.queries, slab.boxes)
-                result, result_lse = _attention(queries, keys, values, attn_mask=slab.mask, scale=scale)
-                _put(output[sample, head], slab, spec, result)
-                _put(lse[sample, head], slab, spec, result_lse)
+        output, lse = _forward(q, k, v, spec, scale)
         ctx.save_for_backward(q, k, v, output, lse)
         ctx.spec, ctx.scale = spec, scale
         ctx.mark_non_differentiable(lse)
@@ -68,25 +66,90 @@ class _Boxes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, output, lse = ctx.saved_tensors
-        spec, grad = ctx.spec, grad.contiguous()
-        grad_q = torch.empty(q.shape, dtype=q.dtype)
-        # a key collects from many boxes: half precision would round each time
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
-        for slab, sample, heads, group in _calls(q, k, spec):
-            keys, values = (_boxes(tensor[sample, group], slab.keys, slab.boxes) for tensor in (k, v))
-            for head in heads:
-                grads, queries, outputs, sums = (
-                    _boxes(tensor[sample, head], slab.queries, slab.boxes) for tensor in (grad, q, output, lse)
-                )
-                if slab.repeated is not None:
-                    grads.transpose(0, 1).flatten(1, 2).index_fill_(1, slab.repeated, 0)
-                from_queries, from_keys, from_values = _attention_backward(
-                    grads, queries, keys, values, outputs, sums, 0.0, False, attn_mask=slab.mask, scale=ctx.scale
-                )
-                _put(grad_q[sample, head], slab, spec, from_queries)
-                _add(grad_k[sample, group], slab, spec, from_keys)
-                _add(grad_v[sample, group], slab, spec, from_values)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+        return (*_backward(q, k, v, output, lse, grad, ctx.spec, ctx.scale), None, None)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, scale: float) -> tuple[Tensor, Tensor]:
+    """The output `b h n d` and the log-sum-exp `b h n`."""
+    q, k, v = _rows_together(q, k, v)
+    output = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    for slab, sample, heads, group in _calls(q, k, spec):
+        keys, values = (_boxes(tensor[sample, group], slab.keys, slab.boxes) for tensor in (k, v))
+        for head in heads:
+            queries = _boxes(q[sample, head], slab.queries, slab.boxes)
+            result, result_lse = _attention(queries, keys, values, attn_mask=slab.mask, scale=scale)
+            _put(output[sample, head], slab, spec, result)
+            _put(lse[sample, head], slab, spec, result_lse)
+    return output, lse
+
+
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, grad: Tensor, spec: AttentionSpec, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v from that of the output."""
+    q, k, v = _rows_together(q, k, v)
+    grad = grad.contiguous()
+    grad_q = torch.empty(q.shape, dtype=q.dtype)
+    # a key collects from many boxes: half precision would round each time
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
+    for slab, sample, heads, group in _calls(q, k, spec):
+        keys, values = (_boxes(tensor[sample, group], slab.keys, slab.boxes) for tensor in (k, v))
+        for head in heads:
+            grads, queries, outputs, sums = (
+                _boxes(tensor[sample, head], slab.queries, slab.boxes) for tensor in (grad, q, output, lse)
+            )
+            if slab.repeated is not None:
+                grads.transpose(0, 1).flatten(1, 2).index_fill_(1, slab.repeated, 0)
+            from_queries, from_keys, from_values = _attention_backward(
+                grads, queries, keys, values, outputs, sums, 0.0, False, attn_mask=slab.mask, scale=scale
+            )
+            _put(grad_q[sample, head], slab, spec, from_queries)
+            _add(grad_k[sample, group], slab, spec, from_keys)
+            _add(grad_v[sample, group], slab, spec, from_values)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _rows_together(*tensors: Tensor) -> list[Tensor]:
+    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+
+
+# Not used eagerly: an operator hides its products from PyTorch's counter of floating-point operations.
+@torch.library.custom_op("vidgen::halo_attention", mutates_args=())
+def _operator(q: Tensor, k: Tensor, v: Tensor, spec: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
+    return _forward(q, k, v, spec_of(tuple(spec)), scale)
+
+
+@_operator.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, spec: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("vidgen::halo_attention_backward", mutates_args=())
+def _operator_backward(
+    q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, grad: Tensor, spec: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(q, k, v, output, lse, grad, spec_of(tuple(spec)), scale)
+
+
+@_operator_backward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, grad: Tensor, spec: Sequence[int], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.spec, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, output, lse = ctx.saved_tensors
+    return (*_operator_backward(q, k, v, output, lse, grad, ctx.spec, ctx.scale), None, None)
+
+
+_operator.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _calls(q: Tensor, k: Tensor, spec: AttentionSpec) -> Iterator[tuple[Slab, int, list[slice], slice]]:

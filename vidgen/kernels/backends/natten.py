@@ -21,6 +21,8 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_
         return "not every version of NATTEN returns the log-sum-exp"
     if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
         return f"NATTEN's kernels take float16 and bfloat16 on CUDA; these are {q.dtype} on {q.device.type}"
+    if q.shape[1] != k.shape[1]:
+        return "not every version of NATTEN lets heads of queries share keys"
     if spec.query_prefix:
         return 'NATTEN takes a prefix as keys only; use prefix_mode="kv_only"'
     if spec.kv_grid != spec.grid or spec.sink_frames or spec.causal_group > 1:
