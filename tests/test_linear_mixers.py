@@ -108,10 +108,19 @@ def test_twice_the_tokens_cost_twice_the_operations(by_channel):
     assert flops(1024) == 2 * flops(512)
 
 
-def test_decays_of_another_shape_are_refused():
+def test_heads_decays_and_states_of_other_shapes_are_refused():
     q, k, v, log_decay = inputs(10, by_channel=False)
     with pytest.raises(ValueError, match=r"each channel.*each head"):
         gated_linear_attention(q, k, v, log_decay[:, :1])
+    with pytest.raises(ValueError, match=r"k of the shape of q, \(2, 1, 10, 4\), got \(2, 3, 10, 4\)"):
+        gated_linear_attention(q[:, :1], k, v, log_decay)
+    with pytest.raises(ValueError, match=r"v of shape \(2, 3, 10\) and channels, got \(2, 1, 10, 6\)"):
+        gated_linear_attention(q, k, v[:, :1], log_decay)
+    with pytest.raises(ValueError, match=r"state of shape \(2, 3, 4, 6\), got \(2, 1, 4, 6\)"):
+        gated_linear_attention(q, k, v, log_decay, state=torch.zeros(2, 1, 4, 6))
+    with pytest.raises(ValueError, match=r"k of the shape of q, \(2, 1, 4\), got \(2, 3, 4\)"):
+        first = (tensor[:, :, 0] for tensor in (q[:, :1], k, v, log_decay))
+        linear_attention_step(*first, state=torch.zeros(2, 3, 4, 6))
 
 
 # modules

@@ -1,11 +1,16 @@
 """Do the plain torch forms of the ops compute what they say, in every dtype, without large matrices or graph breaks?"""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vidgen.kernels import (
     binary_code_distribution,
@@ -13,10 +18,15 @@ from vidgen.kernels import (
     code_entropy,
     gated_residual,
     modulate,
+    norm_rope,
     norm_silu_cache,
     qk_norm_rope3d,
     vq_assign,
 )
+from vidgen.kernels.ops.linear_attention import gated_linear_attention
+from vidgen.kernels.ops.modulation import gated_residual_reference, modulate_reference
+from vidgen.kernels.ops.norm_silu import norm_silu_cache_reference
+from vidgen.kernels.ops.qk_norm_rope import norm_rope_reference
 from vidgen.nn.norms import ChannelRMSNorm, RMSNorm
 from vidgen.nn.positions import rotate
 
@@ -36,6 +46,134 @@ def naive_entropies(z: Tensor, inv_temperature: float, scale: float) -> tuple[Te
     return torch.special.entr(probability).sum(dim=-1).mean(), torch.special.entr(mean).sum()
 
 
+# rounding and memory of all of them
+
+
+def rms_error(value: Tensor, truth: Tensor) -> float:
+    """RMS of the difference over RMS of the truth."""
+    return float((value.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
+
+
+def turns_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    angle = drawn(x.shape[2], x.shape[3] // 2, seed=9)
+    angle = angle.double() if x.dtype == torch.float64 else angle
+    return angle.cos(), angle.sin()
+
+
+# op, the same in float64, shapes of what it takes; those called "weight" stay in float32, as in a layer
+IN_16_BITS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], dict[str, tuple[int, ...]]]] = {
+    "norm_rope": (
+        lambda x, weight: norm_rope(x, weight, cosines=turns_of(x)[0], sines=turns_of(x)[1]),
+        lambda x, weight: norm_rope_reference(x, weight, *turns_of(x), None, 1e-6),
+        {"x": (2, 3, 60, 32), "weight": (32,)},
+    ),
+    **{
+        f"modulate_{norm}": (
+            lambda x, shift, scale, norm=norm: modulate(x, shift, scale, norm=norm),
+            lambda x, shift, scale, norm=norm: modulate_reference(x, shift, scale, norm=norm, eps=1e-6),
+            {"x": (2, 60, 64), "shift": (2, 3, 64), "scale": (2, 3, 64)},
+        )
+        for norm in ("layer", "rms")
+    },
+    "gated_residual": (
+        gated_residual,
+        gated_residual_reference,
+        {"x": (2, 60, 64), "branch": (2, 60, 64), "gate": (2, 3, 64)},
+    ),
+    "norm_silu_cache": (
+        lambda x, weight, before: norm_silu_cache(x, weight, before=before),
+        lambda x, weight, before: norm_silu_cache_reference(x, weight, before=before, at_start=0, eps=1e-6),
+        {"x": (2, 48, 3, 6, 6), "weight": (48,), "before": (2, 48, 2, 6, 6)},
+    ),
+    "gated_linear_attention": (
+        lambda q, k, v, decay: gated_linear_attention(q, k, v, F.logsigmoid(decay))[0],
+        lambda q, k, v, decay: linear_attention_by_pairs(q, k, v, F.logsigmoid(decay)),
+        {"q": (1, 2, 70, 16), "k": (1, 2, 70, 16), "v": (1, 2, 70, 16), "decay": (1, 2, 70)},
+    ),
+}
+
+
+def linear_attention_by_pairs(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    total = log_decay.cumsum(dim=2)
+    between = (total.unsqueeze(3) - total.unsqueeze(2)).tril()
+    return ((q @ k.mT) * between.exp()).tril() @ v
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", IN_16_BITS)
+def test_in_16_bits_every_plain_form_is_near_float64(name, dtype):
+    tolerance = {torch.float16: 1e-3, torch.bfloat16: 4e-3}[dtype]
+    op, reference, shapes = IN_16_BITS[name]
+    ours = [
+        drawn(*shape, seed=seed).to(torch.float32 if argument == "weight" else dtype).requires_grad_()
+        for seed, (argument, shape) in enumerate(shapes.items())
+    ]
+    truth = [tensor.detach().double().requires_grad_() for tensor in ours]
+    output, expected = op(*ours), reference(*truth)
+    assert output.dtype == dtype
+    assert rms_error(output.detach(), expected.detach()) <= tolerance
+    incoming = drawn(*output.shape, seed=8).to(dtype)
+    gradients = torch.autograd.grad(output, ours, incoming)
+    wanted = torch.autograd.grad(expected, truth, incoming.double())
+    errors = [rms_error(gradient, value) for gradient, value in zip(gradients, wanted)]
+    assert max(errors) <= 2 * tolerance, errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codes_and_entropies_of_16_bits_are_those_of_float64(dtype):
+    z, codebook = drawn(200, 8).to(dtype), drawn(50, 8, seed=1).to(dtype)
+    assert torch.equal(vq_assign(z, codebook), torch.cdist(z.double(), codebook.double()).argmin(dim=-1))
+    for value, truth in zip(binary_entropy_stats(z, 0.7), naive_entropies(z, 0.7, 1.0)):
+        assert value.item() == pytest.approx(truth.item(), rel=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sizes = (tensor.numel() * tensor.element_size() for tensor in tree_leaves(made) if isinstance(tensor, Tensor))
+        self.bytes = max(self.bytes, *sizes, 0)
+        return made
+
+
+@contextmanager
+def memory_counted() -> Iterator[tuple[LargestTensor, list[int]]]:
+    """The largest tensor, and the bytes of each that is kept for the backward pass; inside nothing is computed."""
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with FakeTensorMode(), LargestTensor() as largest, hooks:
+        yield largest, kept
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_assigning_codes_never_makes_the_table_of_all_distances(cosine):
+    vectors, codes = 4096, 65536
+    with memory_counted() as (largest, kept):
+        ids = vq_assign(torch.randn(vectors, 8), torch.randn(codes, 8), cosine=cosine)
+    assert ids.shape == (vectors,) and kept == []
+    assert largest.bytes == 4 * 2**22  # the table has 64 times that
+
+
+def test_entropies_of_18_bits_take_no_table_of_samples_times_codes():
+    samples = 65536
+    with memory_counted() as (largest, kept):
+        z = torch.randn(samples, 18, requires_grad=True)
+        per_sample, codebook = binary_entropy_stats(z, 1.0)
+        (per_sample - codebook).backward()
+    assert largest.bytes <= 4 * 2**22  # one half-code factor; the table has 64 GiB
+    assert sum(kept) <= 12 * 4 * samples * 18, sum(kept)  # what has the size of z; the factors are made again
+
+
 # entropy of binary codes
 
 
@@ -53,8 +191,9 @@ def test_groups_add_up_the_entropies_of_their_own_bits():
     z = drawn(30, 6)
     whole = sum(binary_entropy_stats(part, 1.0)[1] for part in z.split(2, dim=-1))
     torch.testing.assert_close(binary_entropy_stats(z, 1.0, groups=3)[1], whole)
-    with pytest.raises(ValueError, match="divisor of 6"):
-        binary_entropy_stats(z, 1.0, groups=4)
+    for groups in (4, 0, -2):
+        with pytest.raises(ValueError, match=rf"groups: {groups} do not divide 6 bits; use a divisor of 6"):
+            binary_entropy_stats(z, 1.0, groups=groups)
 
 
 def test_codebook_entropy_has_no_cap_below_that_of_all_codes():
@@ -129,9 +268,11 @@ def test_codes_are_their_own_nearest_and_the_first_of_equals_wins():
     assert torch.equal(vq_assign(codebook.bfloat16(), codebook.bfloat16()), torch.arange(100))
 
 
-def test_vectors_of_another_width_than_the_codes_are_refused():
+def test_vectors_of_another_width_than_the_codes_and_a_codebook_without_codes_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 4\).*\(10, 5\)"):
         vq_assign(drawn(3, 4), drawn(10, 5))
+    with pytest.raises(ValueError, match=r"a codebook of at least one code, got shape \(0, 4\)"):
+        vq_assign(drawn(3, 4), drawn(0, 4))
 
 
 # norm and rotation of queries and keys
@@ -164,6 +305,42 @@ def test_angles_of_other_tokens_are_refused():
         qk_norm_rope3d(q, q, weight_q=torch.ones(4), weight_k=torch.ones(4), cosines=angle, sines=angle)
 
 
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        ([0, 1, 2, 2, 3], "each token from 0 to 4 once, but 2 comes 2 times"),
+        ([0, 1, 2, 3], "each token from 0 to 4 once, but 4 comes 0 times"),
+        ([0, 1, 2, 3, 4, 5], "order names token 5; use 0 to 4, and -1 for padding"),
+        ([0, 1, -2, 2, 3, 4], "order names token -2; use 0 to 4"),
+        ([0.0, 1.0, 2.0, 3.0, 4.0], r"an order `m` of int32 or int64, got torch.float32 \(5,\)"),
+        ([[0, 1, 2, 3, 4]], r"an order `m` of int32 or int64, got torch.int64 \(1, 5\)"),
+    ],
+)
+def test_an_order_that_is_no_permutation_with_padding_is_refused(order, reason):
+    x, angle = drawn(1, 2, 5, 4), drawn(5, 2)
+    with pytest.raises(ValueError, match=reason):
+        norm_rope(x, torch.ones(4), cosines=angle, sines=angle, order=torch.tensor(order))
+
+
+def test_an_order_is_looked_at_again_after_it_was_changed_and_for_other_tokens():
+    order, angle = torch.arange(5), drawn(6, 2)
+    norm_rope(drawn(1, 2, 5, 4), torch.ones(4), cosines=angle[:5], sines=angle[:5], order=order)
+    with pytest.raises(ValueError, match="5 comes 0 times"):
+        norm_rope(drawn(1, 2, 6, 4), torch.ones(4), cosines=angle, sines=angle, order=order)
+    order[0] = 1
+    with pytest.raises(ValueError, match="0 comes 0 times"):
+        norm_rope(drawn(1, 2, 5, 4), torch.ones(4), cosines=angle[:5], sines=angle[:5], order=order)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (1, 1, 2, 5, 4)])
+def test_heads_that_are_no_heads_and_weights_of_another_width_are_refused(shape):
+    angle = drawn(5, 2)
+    with pytest.raises(ValueError, match="expected x `b h n d`, got shape"):
+        norm_rope(drawn(*shape), torch.ones(4), cosines=angle, sines=angle)
+    with pytest.raises(ValueError, match=r"a weight of shape \(4,\), got \(8,\)"):
+        norm_rope(drawn(1, 2, 5, 4), torch.ones(8), cosines=angle, sines=angle)
+
+
 # modulation
 
 
@@ -186,6 +363,8 @@ def test_modulations_that_do_not_divide_the_tokens_are_refused():
         modulate(drawn(1, 12, 8), drawn(1, 5, 8), drawn(1, 5, 8))
     with pytest.raises(ValueError, match="gate of shape"):
         gated_residual(drawn(2, 12, 8), drawn(2, 12, 8), drawn(1, 1, 8))
+    with pytest.raises(ValueError, match=r"expected x `b n d`, got shape \(12, 8\)"):
+        modulate(drawn(12, 8), drawn(1, 1, 8), drawn(1, 1, 8))
 
 
 # norm and activation in front of a causal convolution
@@ -201,21 +380,31 @@ def test_the_buffer_holds_the_cache_and_then_the_activated_frames():
     assert torch.equal(norm_silu_cache(x, norm.weight), activated)
 
 
-def test_a_cache_of_another_frame_size_is_refused():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_buffer_has_the_dtype_of_the_new_frames(dtype):
+    x, before = drawn(1, 6, 3, 4, 4).to(dtype), drawn(1, 6, 2, 4, 4, seed=1)
+    buffer = norm_silu_cache(x, torch.ones(6), before=before)
+    assert buffer.dtype == dtype and torch.equal(buffer[:, :, :2], before.to(dtype))
+
+
+def test_a_cache_of_another_frame_size_and_padding_of_fewer_than_no_frames_are_refused():
     with pytest.raises(ValueError, match="do not fit in front"):
         norm_silu_cache(drawn(1, 6, 3, 4, 4), torch.ones(6), before=drawn(1, 6, 2, 5, 4))
+    with pytest.raises(ValueError, match="at_start counts frames, 0 or more, got -1"):
+        norm_silu_cache(drawn(1, 6, 3, 4, 4), torch.ones(6), at_start=-1)
 
 
 # torch.compile
 
 
 @pytest.mark.slow
-def test_ops_compile_without_graph_breaks_and_keep_their_gradients(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ops_compile_without_graph_breaks_and_keep_their_gradients(monkeypatch, dtype):
     monkeypatch.setattr("vidgen.kernels.ops.binary_entropy.FACTOR_ENTRIES", 16 * 10)  # chunks, with checkpoints
 
     def everything(x: Tensor, weight: Tensor, angle: Tensor) -> Tensor:
         y = modulate(x, x[:, :1], x[:, :1])
-        turns = {"cosines": angle.cos(), "sines": angle.sin()}
+        turns = {"cosines": angle.cos(), "sines": angle.sin(), "order": order}
         q, k = qk_norm_rope3d(y[:, None], y[:, None], weight_q=weight, weight_k=weight, **turns)
         y = gated_residual(x, (q + k)[:, 0], x[:, :1])
         video = norm_silu_cache(y.mT.reshape(1, 8, 2, 3, 4), weight, at_start=2)
@@ -223,8 +412,8 @@ def test_ops_compile_without_graph_breaks_and_keep_their_gradients(monkeypatch):
         nearest = y[0, vq_assign(y, y[0]).flatten()]
         return video.square().sum() + per_sample - codebook + nearest.sum()
 
-    inputs = [drawn(1, 24, 8).requires_grad_(), drawn(8, seed=1).requires_grad_()]
-    angle = drawn(24, 4, seed=2)
+    inputs = [drawn(1, 24, 8).to(dtype).requires_grad_(), drawn(8, seed=1).requires_grad_()]
+    angle, order = drawn(24, 4, seed=2), torch.arange(23, -1, -1)
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
     ours = torch.autograd.grad(compiled(*inputs, angle), inputs)
     torch.testing.assert_close(ours, torch.autograd.grad(everything(*inputs, angle), inputs))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needed import needs_triton
 
 from vidgen.kernels import AttentionSpec, attention3d
 from vidgen.kernels.backends import BACKENDS
@@ -16,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 
 def run_checks(tier: str, *, interpret: bool, workers: int = 0) -> None:
     """The checks whose marks fit the expression `tier`, in a process with Triton's switch set, or several."""
-    pytest.importorskip("triton")
+    needs_triton()
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
     command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "triton_attention_checks.py")]
     done = subprocess.run(

@@ -171,7 +171,8 @@ def test_registration_passes_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.vidgen, name).default, registered_ops()[name])
 
 
-def test_the_ops_compile_without_a_graph_break():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ops_compile_without_a_graph_break(dtype):
     def block(x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
         y = modulate(x, shift, scale)
         q, k = qk_norm_rope3d(
@@ -182,7 +183,7 @@ def test_the_ops_compile_without_a_graph_break():
         return video.square().sum(), vq_assign(y, y[0])
 
     inputs = [drawn(1, 6, 8, seed=0), drawn(1, 1, 8, seed=1), drawn(1, 1, 8, seed=2), drawn(8, seed=3)]
-    inputs = [tensor.requires_grad_() for tensor in inputs]
+    inputs = [*(tensor.to(dtype).requires_grad_() for tensor in inputs[:3]), inputs[3].requires_grad_()]
     angle = drawn(6, 4, seed=4)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     (total, nearest), (expected_total, expected_nearest) = compiled(*inputs, angle), block(*inputs, angle)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import triton
 from torch import Tensor
-from triton_resources import compile_launch, recorded, resources
+from triton_resources import atomics, compile_launch, instructions, recorded, resources
 
 from vidgen.kernels.ops.triton import modulation, nearest_code, norm_rope, norm_silu
 
@@ -96,6 +96,7 @@ if __name__ == "__main__":
                 "triton": triton.__version__,
                 "shared": compiled.metadata.shared,
                 **resources(compiled.asm["cubin"]),
+                "atomics": atomics(instructions(compiled.asm["cubin"])),
                 "widest_load": 32 * max((n for n in (1, 2, 4) if f"ld.global.v{n}" in compiled.asm["ptx"]), default=1),
             }
             print(json.dumps(found), flush=True)

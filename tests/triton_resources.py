@@ -1,9 +1,9 @@
 """Compile the Triton attention kernels ahead of time, without a GPU, and print what they need, one JSON a line.
 
-`python tests/triton_resources.py ARCH-HEAD-DTYPE-PATTERN[-KERNEL] …`. Kernels are compiled as they would be launched:
-the launching functions run on meta tensors, and what they hand to Triton is recorded instead of run. A program of its
-own, because a Triton of another version is compared through PYTHONPATH, and because kernels can be compiled only where
-TRITON_INTERPRET is not set.
+`python tests/triton_resources.py ARCH-HEAD-DTYPE-PATTERN[-KERNEL] …` or `… ARCH-atomic`. Kernels are compiled as they
+would be launched: the launching functions run on meta tensors, and what they hand to Triton is recorded instead of
+run. A program of its own, because a Triton of another version is compared through PYTHONPATH, and because kernels can
+be compiled only where TRITON_INTERPRET is not set.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -61,6 +62,13 @@ PATTERNS = {
         kv_frames=11,
     ),
 }
+
+
+@triton.jit
+def adds_in_any_order(values, total):
+    """What no shipped kernel does, compiled as the case `ARCH-atomic` to show that it would be seen."""
+    tl.atomic_add(total, tl.load(values + tl.program_id(0)))
+
 
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -124,13 +132,14 @@ def launches(arch: int, head: int, dtype: str, pattern: str) -> dict[str, Launch
 
 
 def report(compiled: Any) -> dict[str, Any]:
-    """Resources, spills inside loops, and the instructions that make a kernel fast."""
-    ptx = compiled.asm["ptx"]
+    """Resources, spills inside loops, atomics, and the instructions that make a kernel fast."""
+    ptx, code = compiled.asm["ptx"], instructions(compiled.asm["cubin"])
     return {
         "triton": triton.__version__,
         "shared": compiled.metadata.shared,
         **resources(compiled.asm["cubin"]),
-        "loop_spills": loop_spills(compiled.asm["cubin"]),
+        "loop_spills": loop_spills(code),
+        "atomics": atomics(code),
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": ptx.count("mma.sync"),
         "tcgen05": ptx.count("tcgen05.mma"),
@@ -145,9 +154,23 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "stack": found["STACK"], "local": found["LOCAL"]}
 
 
-def loop_spills(cubin: bytes) -> int:
+def instructions(cubin: bytes) -> str:
+    """What the chip executes (SASS), one instruction a line."""
+    return _disassembler("nvdisasm", "-c", cubin)
+
+
+def atomics(code: str) -> list[str]:
+    """Instructions that add to memory in an order of their own: atomics and reductions into shared or global memory.
+
+    Looked for in the SASS, because "shared.global" in PTX looks like one. Not counted: REDUX, which adds up the lanes
+    of a warp, and the bits in shared memory by which Blackwell shares out its tensor memory (ATOMS.OR, ATOMS.AND).
+    """
+    return sorted(set(re.findall(r"\b(?:ATOMG?|ATOMS(?!\.(?:AND|OR)\b)|RED[GS]?|UTMAREDG|UBLKRED)\b[.\w]*", code)))
+
+
+def loop_spills(code: str) -> int:
     """Most loads and stores of spilled registers in one innermost loop that multiplies matrices."""
-    lines = _disassembler("nvdisasm", "-c", cubin).splitlines()
+    lines = code.splitlines()
     labels = {line.strip()[:-1]: i for i, line in enumerate(lines) if re.match(r"\.L_x_\d+:", line.strip())}
     jumps = [(i, re.search(r"BRA.*`\((\.L_x_\d+)\)", line)) for i, line in enumerate(lines)]
     loops = [(labels[jump[1]], i) for i, jump in jumps if jump and labels.get(jump[1], i) < i]
@@ -171,8 +194,13 @@ def _disassembler(tool: str, option: str, cubin: bytes) -> str:
 
 if __name__ == "__main__":
     for case in sys.argv[1:]:
-        arch, head, dtype, pattern, *names = case.split("-")
-        calls = launches(int(arch), int(head), dtype, pattern)
+        if case.endswith("-atomic"):
+            arch, dtype, names = case.split("-")[0], "fp32", []
+            one = torch.empty(1, device="meta")
+            calls = {"atomic": recorded(lambda: adds_in_any_order[(1,)](one, one))[0]}  # noqa: B023
+        else:
+            arch, head, dtype, pattern, *names = case.split("-")
+            calls = launches(int(arch), int(head), dtype, pattern)
         for name in names or calls:
             found = report(compile_launch(*calls[name], arch=int(arch)))
             print(json.dumps({"case": case, "kernel": name, "arch": int(arch), "dtype": dtype, **found}), flush=True)

@@ -46,8 +46,8 @@ def binary_code_distribution(
     `torch.distributed.nn.functional.all_reduce`): entropies do not average, distributions do.
     Memory grows with 2^(d/groups) but not with samples times codes; arguments as in `binary_entropy_stats`.
     """
-    if z.shape[-1] % groups:
-        raise ValueError(f"{groups} groups do not divide {z.shape[-1]} bits; use a divisor of {z.shape[-1]}")
+    if groups < 1 or z.shape[-1] % groups:
+        raise ValueError(f"groups: {groups} do not divide {z.shape[-1]} bits; use a divisor of {z.shape[-1]}")
     logits = rearrange(_logits(z, inv_temperature, scale), "... (g d) -> g (...) d", g=groups)
     samples, bits = logits.shape[1:]
     rows = max(1, FACTOR_ENTRIES // 2 ** (bits - bits // 2) // groups)

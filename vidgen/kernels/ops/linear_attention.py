@@ -23,13 +23,11 @@ def gated_linear_attention(
     (zero if not given). Returns the output in the dtype of v and the state after the last token in float32, with which
     the next block of a stream goes on. No scale is applied to q. Computed in float32 in chunks by plain torch; on a
     GPU by flash-linear-attention where that is installed.
-    ValueError: a decay of another shape.
+    ValueError: shapes that do not fit.
     """
-    if log_decay.shape not in (k.shape, k.shape[:3]):
-        raise ValueError(
-            f"expected log_decay of shape {tuple(k.shape)} (each channel) or {tuple(k.shape[:3])} (each head), "
-            f"got {tuple(log_decay.shape)}"
-        )
+    if q.ndim != 4:
+        raise ValueError(f"expected q `b h n d`, got shape {tuple(q.shape)}")
+    _check(q, k, v, log_decay, state)
     if state is None:
         state = k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=torch.float32)
     if FLASH_LINEAR_ATTENTION and q.is_cuda:
@@ -42,7 +40,13 @@ def gated_linear_attention(
 def linear_attention_step(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token of `gated_linear_attention`, all tensors without the axis n: the recurrent form, for generation."""
+    """One token of `gated_linear_attention`, all tensors without the axis n: the recurrent form, for generation.
+
+    ValueError: shapes that do not fit.
+    """
+    if q.ndim != 3:
+        raise ValueError(f"expected q `b h d`, got shape {tuple(q.shape)}")
+    _check(q, k, v, log_decay, state)
     decay = log_decay.float().exp()
     decay = decay.unsqueeze(-1) if log_decay.ndim == 3 else decay[..., None, None]
     state = decay * state + k.float().unsqueeze(-1) * v.float().unsqueeze(-2)
@@ -85,6 +89,22 @@ def chunked_linear_attention(
     scores = _scores_by_channel(q, k, decay) if by_channel else _scores(q, k, decay)
     output = (q * decay.exp()) @ torch.stack(before, dim=2) + scores @ v
     return rearrange(output, "b h c l e -> b h (c l) e")[:, :, :tokens], state
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> None:
+    """Nothing is broadcast: heads of keys are not shared by queries, as they are in attention."""
+    if k.shape != q.shape:
+        raise ValueError(f"expected k of the shape of q, {tuple(q.shape)}, got {tuple(k.shape)}")
+    if v.ndim != q.ndim or v.shape[:-1] != q.shape[:-1]:
+        raise ValueError(f"expected v of shape {tuple(q.shape[:-1])} and channels, got {tuple(v.shape)}")
+    if log_decay.shape not in (k.shape, k.shape[:-1]):
+        raise ValueError(
+            f"expected log_decay of shape {tuple(k.shape)} (each channel) or {tuple(k.shape[:-1])} (each head), "
+            f"got {tuple(log_decay.shape)}"
+        )
+    expected = (*q.shape[:2], q.shape[-1], v.shape[-1])
+    if state is not None and state.shape != expected:
+        raise ValueError(f"expected a state of shape {expected}, got {tuple(state.shape)}")
 
 
 def _scores(q: Tensor, k: Tensor, decay: Tensor) -> Tensor:

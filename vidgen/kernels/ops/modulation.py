@@ -55,6 +55,8 @@ def _per_token(modulation: Tensor, x: Tensor) -> Tensor:
 
 
 def _check(x: Tensor, modulations: dict[str, Tensor]) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"expected x `b n d`, got shape {tuple(x.shape)}")
     for name, modulation in modulations.items():
         fits = modulation.ndim == 3 and modulation.shape[0] == x.shape[0] and modulation.shape[2] == x.shape[2]
         if not fits or modulation.shape[1] == 0 or x.shape[1] % modulation.shape[1]:

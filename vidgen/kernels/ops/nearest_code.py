@@ -17,12 +17,14 @@ def vq_assign(x: Tensor, codebook: Tensor, *, cosine: bool = False) -> Tensor:
     Among equals the lowest index wins; codes whose distances differ by less than float32 rounding (1e-6 relative to
     ‖x‖·‖code‖) count as equals. No gradient flows; a distance that has one is
     `(x - codebook[ids]).square().sum(-1)`. Working memory stays near 16 MiB for any number of vectors and codes.
-    ValueError: shapes that do not fit.
+    ValueError: shapes that do not fit, a codebook without codes.
     """
     if codebook.ndim != 2 or x.shape[-1] != codebook.shape[1]:
         raise ValueError(
             f"expected vectors `… d` and a codebook `k d`, got {tuple(x.shape)} and {tuple(codebook.shape)}"
         )
+    if len(codebook) == 0:
+        raise ValueError(f"expected a codebook of at least one code, got shape {tuple(codebook.shape)}")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         vectors, codes = x.reshape(-1, x.shape[-1]).float(), codebook.float()
         if cosine:

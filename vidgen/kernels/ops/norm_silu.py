@@ -15,11 +15,14 @@ def norm_silu_cache(
     `x` is `b c t h w`; the norm divides each position by the root mean square over channels and multiplies by
     `weight`, `c` (`vidgen.nn.norms.ChannelRMSNorm`). In front stand the frames `before`, `b c p h w`, as they are
     (the end of the previous buffer of a stream), or without them the first result repeated `at_start` times, which is
-    causal padding. Returns `b c (p + t) h w` in the dtype of x, `at_start` for p at the start.
-    ValueError: shapes that do not fit.
+    causal padding. Returns `b c (p + t) h w` in the dtype of x, `at_start` for p at the start. Computed in float32
+    at least, in 16 bits too.
+    ValueError: shapes that do not fit, a negative `at_start`.
     """
     if x.ndim != 5 or weight.shape != x.shape[1:2]:
         raise ValueError(f"expected x `b c t h w` and a weight `c`, got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if at_start < 0:
+        raise ValueError(f"at_start counts frames, 0 or more, got {at_start}")
     if before is not None and (before.shape[:2] != x.shape[:2] or before.shape[3:] != x.shape[3:]):
         raise ValueError(f"frames before of shape {tuple(before.shape)} do not fit in front of {tuple(x.shape)}")
     if takes_triton(x):
@@ -28,15 +31,21 @@ def norm_silu_cache(
 
 
 def norm_silu_cache_reference(x: Tensor, weight: Tensor, *, before: Tensor | None, at_start: int, eps: float) -> Tensor:
-    activated = F.silu(channel_rms_norm(x, weight, eps=eps))
+    activated = F.silu(_normed(x, weight, eps)).to(x.dtype)
     if before is None:
         before = activated[:, :, :1].expand(-1, -1, at_start, -1, -1)
-    return torch.cat([before, activated], dim=2) if before.shape[2] else activated
+    return torch.cat([before.to(x.dtype), activated], dim=2) if before.shape[2] else activated
 
 
 def channel_rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     """Root-mean-square norm over the channels of each position of `b c …` (Zhang & Sennrich 2019)."""
-    scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + eps).to(x.dtype)
+    return _normed(x, weight, eps).to(x.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm in float32, or in the dtype of x where that is wider."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
     return x * scale * weight.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
 
 
@@ -48,7 +57,7 @@ def _norm_silu_cache(x: Tensor, weight: Tensor, before: Tensor | None, at_start:
     if before is not None:
         buffer[:, :, : before.shape[2]] = before
     in_front = buffer.shape[2] - x.shape[2]
-    norm_silu_forward(x.contiguous(), weight, buffer, in_front=in_front, repeats=at_start, eps=eps)
+    norm_silu_forward(x.contiguous(), weight.contiguous(), buffer, in_front=in_front, repeats=at_start, eps=eps)
     return buffer
 
 
@@ -69,12 +78,14 @@ def _norm_silu_cache_backward(
     from vidgen.kernels.ops.triton.norm_silu import norm_silu_backward
 
     in_front = grad.shape[2] - x.shape[2]
-    return norm_silu_backward(grad.contiguous(), x.contiguous(), weight, in_front=in_front, repeats=at_start, eps=eps)
+    return norm_silu_backward(
+        grad.contiguous(), x.contiguous(), weight.contiguous(), in_front=in_front, repeats=at_start, eps=eps
+    )
 
 
 @_norm_silu_cache_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, at_start: int, eps: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), torch.empty_like(weight)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:
