@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import vidgen
 from vidgen.data import find_videos
-from vidgen.eval.clips import Clip, ClipSet, clips_for_protocol
+from vidgen.eval.clips import Clip, ClipSet, Exclusion, clips_for_protocol
 from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.codecs import CODECS, CodecSubject
 from vidgen.eval.perceptual import SqueezeNetDistance
@@ -90,10 +90,11 @@ class BudgetSubject(Subject):
     def identity(self) -> dict[str, Any]:
         return {"class": type(self).__name__, "budgets": self.budgets}
 
-    def check(self, clips: Sequence[Clip]) -> None:
+    def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
         missing = [clip.name for clip in clips if clip.name not in self.budgets]
         if missing:
             raise ValueError(f"{self.name} has no number of bits for {missing[0]}")
+        return []
 
 
 class X264Subject(BudgetSubject):

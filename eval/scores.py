@@ -192,7 +192,10 @@ def reconstruction(shared: Path | None) -> dict[str, ReconstructionReport]:
 
     Beside them on the real clips autoencoders of diffusers with random weights, whose cost is all that they tell.
     """
-    own: list[Subject] = [TokenizerSubject(vidgen.load(name), name) for name in TOKENIZERS]
+    own: list[Subject] = []
+    for name in TOKENIZERS:
+        tokenizer: Any = vidgen.load(name)
+        own.append(TokenizerSubject(tokenizer, name))
     protocol = get_protocol("recon.v1", ReconstructionProtocol)
     drawn = ClipSet(clips_from_dataset(ShapesWorld(seed=1), 64))
     reports = {"shapes world": evaluate(own, drawn, protocol=protocol)}

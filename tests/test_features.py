@@ -17,9 +17,10 @@ from vidgen.data import write_video
 from vidgen.eval.compare import read_result, why_incomparable
 from vidgen.eval.distance import measure_distance
 from vidgen.eval.extractors import SqueezeNetMotion, TinyNetwork
-from vidgen.eval.feature_extraction import extract_features, extraction_conditions, read_clips
+from vidgen.eval.feature_extraction import examine, extract_features, extraction_conditions, read_clips
 from vidgen.eval.features import FeatureSet, joined
 from vidgen.eval.frechet import frechet_distance
+from vidgen.eval.mean_discrepancy import JEDI, kernel_distance
 from vidgen.eval.preprocess import preprocess
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess
 from vidgen.eval.protocols import get_protocol
@@ -239,6 +240,8 @@ def test_a_report_holds_value_interval_bias_and_conditions():
     assert result["uncertainty"]["ci95"][0] < result["value"] < result["uncertainty"]["ci95"][1]
     assert [one["metric"] for one in result["results"]] == ["fd.tiny", "fd.tiny_inf", "kd.tiny", "jedi.tiny"]
     assert result["results"][1]["value"] < result["value"]
+    jedi = kernel_distance(real.features, fake.features, kernel=JEDI, biased=True)
+    assert result["results"][3]["value"] == pytest.approx(100 * jedi, rel=1e-12), "JEDi is printed times 100"
     assert result["bias"]["rank_ok"] and result["bias"]["real_vs_real_split_half"] > 0
     assert result["protocol"]["sha256"] == TINY.sha256 and result["extractor"]["name"] == "tiny"
 
@@ -250,10 +253,28 @@ def test_few_samples_are_refused_under_a_published_name():
         measure_distance(real, fake, metrics=("fvd",))
     report = measure_distance(real, fake, metrics=("fvd", "kvd"), allow_small_n=True, repeats=4)
     assert [result["metric"] for result in report.results] == ["fvd_biased", "kvd"] and not report.bias["rank_ok"]
-    preset = get_protocol("fvd.videogpt.256", FeatureProtocol)
-    named = measure_distance(real, fake, metrics=("fvd",), protocol=preset, repeats=4)
+    few_by_rule = replace(TINY, small_n=True, num_real=30, num_fake=30)
+    named = measure_distance(real, fake, metrics=("fvd",), protocol=few_by_rule, repeats=4)
     assert named.results[0]["metric"] == "fvd" and not named.bias["rank_ok"]
     assert measure_distance(real, fake, metrics=("kvd",), repeats=4).results[0]["metric"] == "kvd"
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"num_real": 256}, "fd.tiny takes 256 real videos, got 40"),
+        ({"num_fake": 30}, "fd.tiny takes 30 fake videos, got 40"),
+        ({"num_fake": 20, "repeats": 3}, "fd.tiny takes 60 fake videos, got 40"),
+        ({"clip": ClipRule(frames=16)}, r"not those of fd.tiny: clip.frames: 16, 4"),
+        ({"extractor": "i3d-kinetics400"}, "extractor: 'i3d-kinetics400', 'tiny'"),
+    ],
+)
+def test_features_that_a_protocol_did_not_make_do_not_get_its_name(change, words):
+    real, fake = random_set(40, seed=0, f="fvd"), random_set(40, seed=1, f="fvd")
+    with pytest.raises(ValueError, match=words):
+        measure_distance(real, fake, metrics=("fvd",), protocol=replace(TINY, **change), allow_small_n=True)
+    with pytest.raises(ValueError, match=r"not those of fvd\.videogpt\.256"):
+        measure_distance(real, fake, metrics=("fvd",), protocol=get_protocol("fvd.videogpt.256", FeatureProtocol))
 
 
 def test_sets_that_make_no_distance_are_refused():
@@ -267,7 +288,7 @@ def test_sets_that_make_no_distance_are_refused():
 
 def test_repeated_draws_of_the_fake_set_are_averaged():
     real, fake = random_set(40, seed=0), random_set(120, seed=1)
-    report = measure_distance(real, fake, metrics=("fvd",), protocol=replace(TINY, repeats=3))
+    report = measure_distance(real, fake, metrics=("fvd",), protocol=replace(TINY, num_fake=40, repeats=3))
     values = [frechet_distance(real.features, fake.features[first::3]) for first in range(3)]
     assert report.results[0]["value"] == pytest.approx(np.mean(values))
     assert report.results[0]["uncertainty"]["sd"] == pytest.approx(np.std(values, ddof=1))
@@ -381,9 +402,76 @@ def test_too_few_videos_for_the_protocol_are_an_error_before_any_network_runs(vi
     assert code == 0 and "(changed)" in output
 
 
+class Forbidden(TinyNetwork):
+    """Must not run."""
+
+    def features(self, video):
+        raise AssertionError("the network ran")
+
+
+@pytest.fixture
+def forbidden(monkeypatch):
+    monkeypatch.setattr("vidgen.eval.extractors.TinyNetwork", Forbidden)
+
+
+def cut_short(path: Path, *, frames: int = 60) -> None:
+    """A file that loses frames at its end."""
+    content = write_video(path, list(pixels(frames, seed=0, side=64)), fps=8).read_bytes()
+    path.write_bytes(content[: int(len(content) * 0.6)])
+
+
+@pytest.mark.parametrize("rule", [ClipRule(frames=55), ClipRule(), ClipRule(frames=4, offset="random")])
+def test_a_damaged_tail_is_found_before_any_network_runs_where_its_frames_are_used(
+    vidgen, clips, tmp_path, monkeypatch, forbidden, rule
+):
+    root = folder(tmp_path / "fake", 8, frames=6)
+    cut_short(root / "cut.webm")
+    preset = replace(TINY, name="fd.tiny.rule", clip=replace(rule, short="drop"))
+    monkeypatch.setattr("vidgen.eval.protocols.PROTOCOLS", {preset.name: preset})
+    arguments = ("--protocol", preset.name, "--no-cache", "--allow-mismatch")
+    code, _, error = vidgen("eval", "fvd", "--real", clips, "--fake", root, *arguments)
+    assert code == 2 and "cut.webm: " in error and "damaged after" in error and "--allow-missing" in error
+    found = survey(root)
+    examined = examine(found, TinyNetwork(), preset, count=None, cache=None, allow_missing=True)
+    assert "damaged after" in examined.survey.excluded["cut.webm"]
+    unused = replace(TINY, clip=ClipRule(frames=4))
+    assert examine(found, TinyNetwork(), unused, count=None, cache=None).num_videos == 9
+
+
+def test_too_few_videos_are_found_before_any_network_runs(vidgen, clips, tmp_path, monkeypatch, forbidden):
+    few = folder(tmp_path / "few", 5, first=50)
+    folder(few, 6, first=60, frames=2)  # too short for the protocol, which drops them
+    options = ("--protocol", "fd.tiny", "--no-cache")
+    code, _, error = vidgen("eval", "fvd", "--real", clips, "--fake", few, *options)
+    assert code == 2 and "at least 8 fake videos, got 5" in error
+    code, _, error = vidgen("eval", "features", "--videos", few, "--num-videos", 6, "-o", tmp_path / "f", *options)
+    assert code == 2 and "needs 6 videos, and few has 5 that can be used (6 are left out" in error
+    preset = replace(TINY, name="fvd.small", small_n=False)
+    monkeypatch.setattr("vidgen.eval.protocols.PROTOCOLS", {preset.name: preset})
+    monkeypatch.setattr(Forbidden, "distance", "vd")
+    folders = ("--real", clips, "--fake", clips, "--protocol", preset.name, "--no-cache")
+    code, _, error = vidgen("eval", "fvd", *folders)
+    assert code == 2 and "FVD of 12 samples in 32 dimensions is mostly bias" in error
+
+
+def test_a_second_run_decodes_nothing(clips, tmp_path, monkeypatch):
+    first = extract(clips, cache=tmp_path)
+
+    def decode(*_, **__):
+        raise AssertionError("a frame was decoded")
+
+    monkeypatch.setattr("vidgen.eval.feature_extraction.iter_frames", decode)
+    examined = examine(survey(clips), TinyNetwork(), TINY, count=None, cache=tmp_path)
+    assert (examined.num_videos, examined.num_rows) == (12, 12)
+    assert torch.equal(extract(clips, cache=tmp_path).features, first.features)
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_statistics_of_one(vidgen, clips, fakes, tmp_path):
-    arguments = ["eval", "fvd", "--real", clips, "--fake", fakes, "--protocol", "fd.tiny", "--repeats", 3, "--no-cache"]
+@pytest.mark.parametrize("cached", [False, True])
+def test_two_processes_give_the_statistics_of_one(vidgen, clips, fakes, tmp_path, cached):
+    """From the same features come the same statistics; features themselves depend, by rounding, on their batches."""
+    arguments = ["eval", "fvd", "--real", clips, "--fake", fakes, "--protocol", "fd.tiny", "--repeats", 3]
+    arguments += ["--cache", tmp_path / "cache"] if cached else ["--no-cache"]
     assert vidgen(*arguments, "-o", tmp_path / "one.json")[0] == 0
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
@@ -395,7 +483,8 @@ def test_two_processes_give_the_statistics_of_one(vidgen, clips, fakes, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (read_result(tmp_path / f"{name}.json") for name in ("one", "two"))
-    assert two["value"] == pytest.approx(one["value"], rel=1e-5)
+    assert two["value"] == pytest.approx(one["value"], rel=1e-9 if cached else 1e-5)
+    assert two["uncertainty"]["ci95"] == pytest.approx(one["uncertainty"]["ci95"], rel=1e-9 if cached else 1e-5)
     assert (
         two["bias"]["n_real"] == 12
         and two["inputs"]["real"]["manifest_sha256"] == one["inputs"]["real"]["manifest_sha256"]

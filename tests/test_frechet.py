@@ -10,7 +10,7 @@ from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from vidgen.eval.frechet import Moments, frechet_distance, frechet_distance_of_moments
-from vidgen.eval.frechet_uncertainty import delete_d_jackknife, extrapolate, split_half_floor
+from vidgen.eval.frechet_uncertainty import delete_d_jackknife, extrapolate, limit_with_spread, split_half_floor
 from vidgen.eval.mean_discrepancy import JEDI, KID, PolynomialKernel, kernel_distance
 
 
@@ -185,7 +185,25 @@ def test_the_limit_of_many_samples_is_nearer_to_the_truth_than_the_measured_valu
     limit = extrapolate(frechet_distance, real, fake, generator=torch.Generator().manual_seed(0))
     measured = frechet_distance(real, fake)
     assert abs(limit.value - truth) < 0.25 * (measured - truth)
-    assert limit.slope > 0 and limit.deviation > 0
+    assert limit.slope > 0
+
+
+def test_the_interval_of_the_limit_covers_the_truth_and_is_not_much_wider_than_it_need_be():
+    """The truth is known: Gaussians of one covariance up to a factor."""
+    width, shift, spread = 6, 0.5, 1.2
+    truth = width * (shift**2 + (spread - 1) ** 2)
+    generator = torch.Generator().manual_seed(0)
+    values, deviations, covered = [], [], 0
+    for _ in range(40):
+        real, fake = (torch.randn(60, width, generator=generator, dtype=torch.float64) for _ in range(2))
+        limit, found = limit_with_spread(frechet_distance, real, spread * fake + shift, generator=generator, repeats=10)
+        assert found.value == limit.value
+        low, high = found.interval
+        covered += low < truth < high
+        values.append(limit.value)
+        deviations.append(found.deviation)
+    assert covered >= 35, "90 % less one standard deviation of 40 draws"
+    assert 0.8 < np.mean(deviations) / np.std(values) < 1.6
 
 
 def test_halves_of_one_set_are_about_as_far_apart_as_two_fresh_sets_of_that_size():

@@ -1,19 +1,24 @@
 """Do scores of generated videos see what they name, and does sampling go on where it stopped and never mix models?"""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from tiny_models import pipeline
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 
 from vidgen.cli import main
-from vidgen.data import parse_caption, read_video, render, write_video
+from vidgen.cli.eval_generation import Command, wanted_samples
+from vidgen.data import parse_caption, read_video, render, to_tensor, write_video
+from vidgen.eval import SqueezeNetDistance, SqueezeNetFeatures
 from vidgen.eval.bootstrap import Bootstrap
 from vidgen.eval.clip_similarity import ClipSimilarity
+from vidgen.eval.compare import compare, why_incomparable
 from vidgen.eval.diversity import RMS_KEY, Diversity
 from vidgen.eval.extractors.inception import Inception
 from vidgen.eval.extractors.weights import Weights
@@ -21,7 +26,7 @@ from vidgen.eval.generation import GenerationReport, score_folder
 from vidgen.eval.inception_score import InceptionScore, inception_score
 from vidgen.eval.motion import CHANGE_KEY, FAST_KEY, Motion
 from vidgen.eval.prompt_score import Obedience, OfPrompt
-from vidgen.eval.samples import read_prompts, sample_path, sample_videos, samples_in
+from vidgen.eval.samples import conditions_file, read_prompts, sample_path, sample_videos, samples_in
 
 CAPTIONS = (
     "a large red circle moving left on a navy background",
@@ -70,6 +75,76 @@ def test_prompts_of_other_worlds_are_not_judged_and_the_report_says_so(tmp_path,
     assert [reason.split(":")[0] for reason in result.missing] == [Obedience.missing, Diversity.missing]
     both = GenerationReport([score_folder(folder, [Obedience()], name="r"), result], {"x": "absent"}, Bootstrap())
     assert any("absent" in note for note in both.notes()) and both.table().row_count == 6
+
+
+def written(path: Path, folder: Path, scores: list, **changes: Any) -> dict[str, Any]:
+    """The JSON of a report on `folder`."""
+    result = score_folder(folder, scores, name="one", **changes)
+    return json.loads(GenerationReport([result], {}, Bootstrap()).write(path)[0].read_text())
+
+
+def random_squeezenet(seed: int) -> SqueezeNetDistance:
+    torch.manual_seed(seed)
+    return SqueezeNetDistance(SqueezeNetFeatures())
+
+
+def test_results_of_equal_conditions_are_compared_by_prompt_and_others_name_what_differs(tmp_path, folder):
+    scores = [Obedience(), Motion()]
+    same = written(tmp_path / "a.json", folder, scores)
+    table = compare(same, written(tmp_path / "b.json", folder, scores), settings=Bootstrap())
+    rows = dict(zip(table.columns[0].cells, table.columns[3].cells, strict=True))
+    assert rows["obeyed.all_right"] == "0" and rows[CHANGE_KEY] == "0"
+    shorter = tmp_path / "shorter"
+    for prompt, paths in samples_in(folder).items():
+        for index, path in enumerate(paths):
+            video = to_tensor(read_video(path).frames)[:, :9]
+            write_video(sample_path(shorter, prompt, index, suffix=""), video, fps=8)
+    assert why_incomparable(same, written(tmp_path / "c.json", shorter, scores)) == [
+        "protocol sizes: ['17x64x64'], ['9x64x64']"
+    ]
+    for path in samples_in(folder)[CAPTIONS[0]]:
+        shutil.copytree(path, tmp_path / "half" / path.name)
+    found = why_incomparable(same, written(tmp_path / "d.json", tmp_path / "half", scores))
+    assert [one.split(":")[0] for one in found] == ["protocol prompts", "protocol prompts_sha256"]
+
+
+def test_results_of_other_sampling_or_other_networks_are_not_compared(tmp_path, folder):
+    for name, steps in (("a", 4), ("b", 8)):
+        shutil.copytree(folder, tmp_path / name)
+        conditions_file(tmp_path / name).write_text(json.dumps({"seed": 0, "settings": {"num_inference_steps": steps}}))
+    a, b = (written(tmp_path / f"{name}.json", tmp_path / name, [Motion()]) for name in ("a", "b"))
+    assert why_incomparable(a, b) == ["protocol sampling.settings.num_inference_steps: 4, 8"]
+    with pytest.raises(ValueError, match="num_inference_steps: 4, 8"):
+        compare(a, b, settings=Bootstrap())
+    one, other = (
+        written(tmp_path / f"{seed}.json", tmp_path / "a", [Diversity([random_squeezenet(seed)])]) for seed in (0, 1)
+    )
+    (difference,) = why_incomparable(one, other)
+    assert difference.startswith("weights.diversity.squeezenet.features: ") and not why_incomparable(one, a)
+
+
+class Interrupted(Motion):
+    """Fails at its second prompt."""
+
+    seen = 0
+
+    def of_prompt(self, prompt, videos):
+        self.seen += 1
+        if self.seen == 2:
+            raise RuntimeError("the power is gone")
+        return super().of_prompt(prompt, videos)
+
+
+def test_a_crash_while_scoring_loses_no_finished_prompt(tmp_path, folder):
+    with pytest.raises(RuntimeError):
+        score_folder(folder, [Interrupted()], name="one", records=tmp_path)
+    again = Interrupted()
+    result = score_folder(folder, [again], name="one", records=tmp_path)
+    assert again.seen == 1, "the first prompt was kept"
+    assert result.rows() == score_folder(folder, [Motion()], name="one").rows()
+    third = Interrupted()
+    score_folder(folder, [third], name="one", records=tmp_path)
+    assert third.seen == 0
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(0, 0), (0, 3), (2, -5), (-7, 7)])
@@ -227,6 +302,15 @@ def test_a_folder_of_another_model_or_of_other_settings_is_never_filled_up(tmp_p
             made(tmp_path / "kept", **change)
 
 
+def test_vbench_prompts_get_five_videos_each_and_others_two_unless_said_otherwise():
+    def samples(*arguments: str) -> int:
+        return wanted_samples(tyro.cli(Command, args=["--models", "x", "-o", "out", *arguments]))
+
+    assert samples("--vbench-prompts", "list.txt") == 5
+    assert samples("--prompts", "list.txt") == samples() == 2
+    assert samples("--vbench-prompts", "list.txt", "--samples", "3") == 3
+
+
 def test_the_command_samples_scores_and_goes_on(tmp_path, capsys, folder, clip_folder):
     pipeline().save_pretrained(tmp_path / "tiny")
     (tmp_path / "prompts.txt").write_text("a cat\n\na cat\na dog, running\n")
@@ -241,8 +325,16 @@ def test_the_command_samples_scores_and_goes_on(tmp_path, capsys, folder, clip_f
     result = json.loads((tmp_path / "out.json").read_text())
     assert (result["schema"], result["kind"], len(result["subjects"])) == ("vidgen.eval/1", "generation", 2)
     assert result["subjects"][1]["scores"]["obeyed.all_right"]["value"] == 0.75
+    cost = result["subjects"][0]["cost"]
+    assert cost["parameters"] > 1000 and cost["seconds_per_video"] > 0 and cost["videos"] == 4
+    assert cost["peak_memory_megabytes"] > 0 and result["subjects"][1]["cost"] == {}
+    assert "seconds/video" in output and result["weights"].keys() == {"clipsim.tiny-clip"}
+    assert result["subjects"][0]["conditions"]["sampling"]["settings"]["num_inference_steps"] == 1
     assert main([str(word) for word in arguments]) == 0
     assert "4 of 4 videos are there" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["subjects"] == result["subjects"]
+    assert main(["eval", "compare", str(tmp_path / "out.json"), str(tmp_path / "out.json")]) == 0
+    assert "clipsim.tiny-clip" in capsys.readouterr().out
     for wrong, words in (([], "nothing to score"), (["--models", "x"], "need a place")):
         assert main(["eval", "generation", *wrong]) == 2
         assert words in capsys.readouterr().err

@@ -21,12 +21,33 @@ PUBLISHED = {
     "recon.omnitokenizer": "95d3930680d1e374",
     "rd.v1": "6671e83ccd759835",
     "recon.opensoraplan": "3d5bef9596deaf71",
+    "fvd.google": "0fd3697ca7a5a61e",
+    "fvd.styleganv.2048x16": "01402ca8e22ea25d",
+    "fvd.styleganv.2048x128": "df37e2cf62096098",
+    "fvd.styleganv.2048x128s8": "9604070a0eb11afb",
+    "fvd.tats": "8a28fd443af255eb",
+    "fvd.videogpt.256": "33b6bfaaa182ed8e",
+    "fvd.tokenbench": "9f4de0d523ce761d",
+    "fvd.magvit": "7e9bdad3d1c875f5",
+    "fvd.bair.prediction.magvit": "3e69dcfae702b650",
+    "fvd.k600.prediction.larp": "7bf2debc2931a848",
+    "fvd.ucf101.class.larp": "c44f95d1738d80d6",
+    "fvd.ucf101.class.magvit": "1402d5f9da620da1",
+    "rfvd.ucf101.larp": "b1ae3635f0605b80",
+    "rfvd.omnitokenizer": "dc3d1ef0f8d23120",
+    "fid.pytorch-fid": "0177f77e6111fa52",
+    "fid.torch-fidelity": "92a9ccfb8ae4363e",
+    "fid.clean": "3f0ac17ed091451e",
+    "rfid.frames": "8c4198f6a79fc526",
+    "kid.frames": "38465c4a60cea3b9",
+    "kvd.i3d": "df35655d09e79762",
+    "fd.squeezenet": "ecdb1fa460251d9c",
+    "fd.tiny": "0b44b4435b2f467c",
 }
 
 
-def test_the_published_reconstruction_presets_have_not_changed():
-    now = {protocol.name: protocol.sha256[:16] for protocol in list_protocols(ReconstructionProtocol)}
-    assert now == PUBLISHED
+def test_the_published_presets_have_not_changed():
+    assert {protocol.name: protocol.sha256[:16] for protocol in list_protocols()} == PUBLISHED
 
 
 def test_every_preset_says_where_it_was_read_and_is_found_by_its_name():
@@ -129,9 +150,58 @@ def test_results_of_other_conditions_or_clips_are_refused_and_the_difference_is_
         compare(result(protocol), result(shorter), settings=Bootstrap())
 
 
+def test_scores_by_other_weights_are_refused_and_scores_of_one_side_alone_are_not():
+    protocol = get_protocol("recon.v1", ReconstructionProtocol)
+    ours, theirs = (result(protocol) | {"weights": {"lpips.alex.v0.1": digest}} for digest in ("a", "b"))
+    assert why_incomparable(ours, theirs) == ["weights.lpips.alex.v0.1: 'a', 'b'"]
+    assert not why_incomparable(ours, ours) and not why_incomparable(ours, result(protocol))
+
+
+def distance_result(**changes: object) -> dict:
+    """Changes by dotted place: `inputs.fake.n_videos`."""
+    made: dict = {
+        "schema": "vidgen.eval/1",
+        "protocol": get_protocol("fvd.tats").to_json(),
+        "inputs": {
+            name: {"n_videos": 40, "n_rows": 40, "seed": 0, "manifest_sha256": "m"} for name in ("real", "fake")
+        },
+        "extractor": {"name": "i3d", "weights_sha256": "w"},
+        "metric": "fvd",
+        "value": 100.0,
+        "uncertainty": {"seed": 0, "ci95": [90.0, 110.0]},
+    }
+    for place, value in changes.items():
+        *path, last = place.split("__")
+        inside = made
+        for step in path:
+            inside = inside[step]
+        inside[last] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    "change,difference",
+    [
+        ({"inputs__fake__n_videos": 30}, "inputs.fake.n_videos: 40, 30"),
+        ({"inputs__real__manifest_sha256": "n"}, "inputs.real.manifest_sha256: 'm', 'n'"),
+        ({"inputs__real__seed": 1}, "inputs.real.seed: 0, 1"),
+        ({"extractor__weights_sha256": "v"}, "extractor.weights_sha256: 'w', 'v'"),
+        ({"uncertainty__seed": 1}, "uncertainty.seed: 0, 1"),
+    ],
+)
+def test_distances_of_other_numbers_networks_or_draws_are_refused_and_the_difference_is_named(change, difference):
+    assert why_incomparable(distance_result(), distance_result(**change)) == [difference]
+    other_fakes = distance_result(inputs__fake__manifest_sha256="another model's", value=120.0)
+    table = compare(distance_result(), other_fakes, settings=Bootstrap())
+    assert [str(cell) for cell in table.columns[3].cells] == ["20"]
+
+
 def test_files_that_hold_no_result_are_refused(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({"schema": "vidgen.reconstruction/1"}))
     (tmp_path / "text.json").write_text("psnr 30")
+    (tmp_path / "bare.json").write_text(json.dumps({"schema": "vidgen.eval/1", "subjects": []}))
+    with pytest.raises(ValueError, match="does not say under which conditions it was made; evaluate again"):
+        read_result(tmp_path / "bare.json")
     with pytest.raises(ValueError, match="evaluate again"):
         read_result(tmp_path / "old.json")
     with pytest.raises(ValueError, match="is no JSON"):

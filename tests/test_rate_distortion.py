@@ -3,16 +3,18 @@
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+import tyro
 from scipy.interpolate import PchipInterpolator
 from tiny_models import tokenizer
 
-from vidgen.cli import main
+from vidgen.cli import eval_rd, main
 from vidgen.data import to_frames, write_video
 from vidgen.data.shapes import ShapesWorld
 from vidgen.eval.bd_rate import bd_rate, rate_excess
@@ -215,6 +217,13 @@ def test_reports_are_written_with_points_comparisons_and_charts_that_are_valid_s
     result = json.loads(json_path.read_text())
     assert (result["schema"], result["kind"], result["anchor"]) == ("vidgen.eval/1", "rate-distortion", "x264")
     assert len(result["points"]) == 8 and len(csv_path.read_text().splitlines()) == 9
+    for point in result["points"]:
+        assert point["bits_per_pixel_low"] <= point["bits_per_pixel"] <= point["bits_per_pixel_high"]
+        assert point["encode_frames_per_second"] > 0 and point["decode_frames_per_second"] > 0
+        assert point["peak_memory_megabytes"] > 0
+        assert (point["parameters"] is None) == (point["rate"] == PACKETS)
+    shown = [str(column.header) for column in report.tables()[0].columns]
+    assert shown[-4:] == ["encode frames/s", "decode frames/s", "parameters", "memory MB"]
     report.plot(tmp_path / "rd.svg")
     root = ElementTree.parse(tmp_path / "rd.svg").getroot()
     assert root.tag.endswith("svg") and len(root.findall(".//{*}polyline")) == 4 * len(report.charts())
@@ -243,6 +252,25 @@ def test_the_command_prints_curves_and_writes_everything(tmp_path, capsys):
     for wrong, words in ((["--plot", "rd.png"], "ends in .svg"), (["--codecs", "mpeg"], "--codecs takes x264")):
         assert main([str(word) for word in [*arguments[:6], *wrong]]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options,anchor",
+    [
+        (("--low-delay", "--anchor", "x265"), "x265 low delay"),
+        (("--low-delay", "--anchor", "x265 low delay"), "x265 low delay"),
+        (("--low-delay",), "x264 low delay"),
+        (("--anchor", "x265"), "x265"),
+    ],
+)
+def test_the_anchor_is_found_by_the_name_of_its_codec(options, anchor):
+    command = tyro.cli(eval_rd.Command, args=["--data", "clips", "--codecs", "x264", "x265", *options])
+    families: dict[str, list[str]] = {}
+    for coder in eval_rd.codec_subjects(command):
+        families.setdefault(coder.family, []).append(coder.name)
+    assert eval_rd.anchor_among(families, command) == anchor
+    with pytest.raises(ValueError, match="--anchor is one of the curves x264"):
+        eval_rd.anchor_among(families, replace(command, anchor="vp9"))
 
 
 def test_folders_hold_no_leftovers_of_codecs(tmp_path, monkeypatch):

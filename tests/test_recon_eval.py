@@ -19,8 +19,9 @@ from rich.console import Console
 from vidgen.cli import main
 from vidgen.data import read_video, to_tensor, write_video
 from vidgen.data.shapes import ShapesWorld, parse_caption, render
-from vidgen.eval import Psnr, SqueezeNetDistance, Ssim
+from vidgen.eval import Psnr, SqueezeNetDistance, SqueezeNetFeatures, Ssim
 from vidgen.eval.clips import ClipSet, clips_for_protocol, find_clips
+from vidgen.eval.compare import why_incomparable
 from vidgen.eval.obedience import draw_prompts, evaluate_obedience, split_of, write_obedience
 from vidgen.eval.protocol import ClipRule, Preprocess, ReconstructionProtocol, Resize
 from vidgen.eval.protocols import get_protocol
@@ -344,20 +345,92 @@ def test_a_folder_of_finished_videos_is_scored_like_a_tokenizer(folder, tmp_path
     [
         ({"height": 12}, "scored at 16x20 .* has 12x20"),
         ({"fps": 12}, "10.00 frames/s, .* 12.00 frames/s"),
-        ({"frames": 3}, "ends after 3 frames"),
-        ({"frames": 5}, "goes on after the 4 frames"),
+        ({"frames": 3}, "has 4 frames, and its reconstruction in .* 3; make them equally long"),
+        ({"frames": 5}, "has 4 frames, and its reconstruction in .* 5; make them equally long"),
     ],
 )
-def test_finished_videos_of_another_length_size_or_rate_are_refused(folder, tmp_path, change, message):
+def test_finished_videos_of_another_length_size_or_rate_are_refused_before_work(folder, tmp_path, change, message):
     shutil.rmtree(folder / "clip2")
     clips = clips_for_protocol(find_clips([folder]), QUICK)
+    seen: list[str] = []
     with pytest.raises(ValueError, match=message):
-        evaluate([finished(folder, tmp_path / "done", **change)], clips, protocol=QUICK)
+        evaluate(
+            [TokenizerSubject(tiny("fsq"), "tiny"), finished(folder, tmp_path / "done", **change)], clips,
+            protocol=QUICK, on_clip=lambda *_: seen.append("scored"),
+        )  # fmt: skip
+    assert not seen
+
+
+def test_wrong_damaged_and_absent_reconstructions_are_left_out_for_all_subjects_and_recorded(folder, tmp_path):
+    video = torch.rand(3, 4, 16, 20, generator=torch.Generator().manual_seed(9)) * 2 - 1
+    for number in (3, 4):
+        write_video(folder / f"clip{number}", video.roll(number, 1), fps=10)
+    subject = finished(folder, tmp_path / "done")  # none for clip2, whole ones for clip0 and clip1
+    write_video(tmp_path / "done" / "clip3", video[:, :2], fps=10)
+    (tmp_path / "done" / "clip4.mp4").write_text("dear sir or madam")
+    subject = FolderSubject(tmp_path / "done", "folder", originals=find_clips([folder]), protocol=QUICK)
+    clips = clips_for_protocol(find_clips([folder]), QUICK)
+    subjects = [TokenizerSubject(tiny("fsq"), "tiny"), subject]
+    with pytest.raises(ValueError, match=r"3 of 5 clips cannot be scored .*--allow-missing"):
+        evaluate(subjects, clips, protocol=QUICK)
+    report = evaluate(subjects, clips, protocol=QUICK, allow_missing=True)
+    assert [[row["clip"] for row in one.rows] for one in report.subjects] == [["clip0", "clip1"]] * 2
+    reasons = {one["clip"]: one["reason"] for one in report.inputs["excluded"]}
+    assert "no reconstruction of it" in reasons["clip2"] and "make them equally long" in reasons["clip3"]
+    assert "its reconstruction is damaged" in reasons["clip4"]
+    assert (report.inputs["clips"], report.inputs["frames"]) == (2, 8)
+    assert any("left out: clip3" in note for note in report.notes())
+
+
+class Spoils(CausalConvTokenizer):
+    """Gives NaN for the clip of nine frames."""
+
+    def decode_stream(self, chunks):
+        for chunk in super().decode_stream(chunks):
+            yield chunk * math.nan if self.spoiling else chunk
+
+    def encode_stream(self, chunks):
+        chunks = list(chunks)
+        self.spoiling = sum(chunk.shape[2] for chunk in chunks) == 9
+        yield from super().encode_stream(iter(chunks))
+
+
+def test_frames_that_are_no_numbers_name_their_clip_and_are_left_out_for_all_subjects(tmp_path):
+    clips = ClipSet([with_content(clip(name, frames)) for name, frames in (("a", 3), ("b", 9), ("c", 4))])
+    subjects = [TokenizerSubject(tiny("fsq"), "good"), TokenizerSubject(shaped_as(Spoils), "bad")]
+    with pytest.raises(
+        ValueError, match=r"1 of 3 clips cannot be scored \(b: what bad made of it .*NaN.*--allow-missing"
+    ):
+        evaluate(subjects, clips, protocol=QUICK, records=tmp_path)
+    seen: list[tuple[str, str]] = []
+    report = evaluate(
+        subjects, clips, protocol=QUICK, records=tmp_path, allow_missing=True,
+        on_clip=lambda *names: seen.append(names),
+    )  # fmt: skip
+    assert seen == [("bad", "b")], "the others were scored and kept before the error"
+    assert [[row["clip"] for row in one.rows] for one in report.subjects] == [["a", "c"]] * 2
+    assert [one["clip"] for one in report.inputs["excluded"]] == ["b"] and report.inputs["clips"] == 2
+    assert math.isfinite(report.subjects[1].total["psnr.rgb.frame_mean.cap100"]) and len(report.differences) == 1
+
+
+def test_a_result_names_the_weights_of_its_perceptual_scores_and_other_weights_are_not_compared(tmp_path):
+    def result(seed: int) -> dict:
+        torch.manual_seed(seed)
+        distance = SqueezeNetDistance(SqueezeNetFeatures())
+        subject = TokenizerSubject(tiny("fsq"), "tiny")
+        clips = ClipSet([with_content(clip("a", 2)), with_content(clip("b", 3))])
+        path, _ = evaluate([subject], clips, protocol=QUICK, distances=[distance]).write(tmp_path / str(seed))
+        return json.loads(path.read_text())
+
+    one, other = result(0), result(1)
+    assert not why_incomparable(one, one)
+    (difference,) = why_incomparable(one, other)
+    assert difference.startswith("weights.squeezenet.features: ")
 
 
 def test_clips_without_a_finished_video_are_named(folder, tmp_path):
     clips = clips_for_protocol(find_clips([folder]), QUICK)
-    with pytest.raises(ValueError, match="no reconstruction of 1 of 3 clips, such as clip2"):
+    with pytest.raises(ValueError, match=r"1 of 3 clips cannot be scored \(clip2: .* has no reconstruction of it"):
         evaluate([finished(folder, tmp_path / "done")], clips, protocol=QUICK)
 
 

@@ -63,8 +63,8 @@ class DistanceOptions(NetworkOptions):
 
 def run_distance(options: DistanceOptions, protocol_name: str, metrics: tuple[str, ...]) -> None:
     """Folders to features to a printed and written result."""
-    from vidgen.eval.distance import measure_distance
-    from vidgen.eval.feature_extraction import extract_features
+    from vidgen.eval.distance import check_numbers, kinds_of, measure_distance
+    from vidgen.eval.feature_extraction import examine, extract_features
     from vidgen.eval.protocol import FeatureProtocol
     from vidgen.eval.protocols import get_protocol
     from vidgen.eval.ranks import join_launch, rank
@@ -86,19 +86,27 @@ def run_distance(options: DistanceOptions, protocol_name: str, metrics: tuple[st
                 f"{protocol.name} needs {count} {which} videos, and {one.root} has {len(one.videos)}; add videos, or "
                 "take what is there with --allow-small-n"
             )
+    counts = (protocol.num_real, fakes)
+    reading: dict[str, Any] = {
+        "cache": cache_folder(options), "seed": options.seed, "allow_missing": options.allow_missing,
+    }  # fmt: skip
+    examined = [
+        examine(one, extractor, protocol, count=count, **reading)
+        for one, count in zip((real, fake), counts, strict=True)
+    ]
+    check_numbers(
+        kinds_of(metrics),
+        videos=(examined[0].num_videos, examined[1].num_videos),
+        rows=min(one.num_rows for one in examined),
+        width=extractor.num_features,
+        name=extractor.distance_name("f"),
+        protocol=protocol,
+        allow_small_n=options.allow_small_n,
+    )
+    say = print if speaks else lambda line: None
     sets = [
-        extract_features(
-            one,
-            extractor,
-            protocol,
-            count=count,
-            cache=cache_folder(options),
-            seed=options.seed,
-            allow_missing=options.allow_missing,
-            device=device,
-            say=print if speaks else lambda line: None,
-        )
-        for one, count in ((real, protocol.num_real), (fake, fakes))
+        extract_features(one.survey, extractor, protocol, count=count, device=device, say=say, **reading)
+        for one, count in zip(examined, counts, strict=True)
     ]
     if not speaks:
         return

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -31,7 +31,7 @@ class Command(NetworkOptions):
 
 def run(command: Command) -> None:
     """Do it; errors are for the user."""
-    from vidgen.eval.feature_extraction import extract_features
+    from vidgen.eval.feature_extraction import examine, extract_features
     from vidgen.eval.protocol import FeatureProtocol
     from vidgen.eval.protocols import get_protocol
     from vidgen.eval.ranks import join_launch, rank
@@ -40,17 +40,16 @@ def run(command: Command) -> None:
     device = join_launch(pick_device(command.device))
     speaks = rank() == 0
     protocol, extractor, _ = pick_extractor(command, get_protocol(command.protocol, FeatureProtocol), device)
-    features = extract_features(
-        survey(command.videos, allow_missing=command.allow_missing),
-        extractor,
-        protocol,
-        count=command.num_videos,
-        cache=cache_folder(command),
-        seed=command.seed,
-        allow_missing=command.allow_missing,
-        device=device,
-        say=print if speaks else lambda line: None,
-    )
+    reading: dict[str, Any] = {
+        "count": command.num_videos,
+        "cache": cache_folder(command),
+        "seed": command.seed,
+        "allow_missing": command.allow_missing,
+    }
+    videos = survey(command.videos, allow_missing=command.allow_missing)
+    examined = examine(videos, extractor, protocol, **reading)
+    say = print if speaks else lambda line: None
+    features = extract_features(examined.survey, extractor, protocol, device=device, say=say, **reading)
     if speaks:
         command.output.parent.mkdir(parents=True, exist_ok=True)
         features.save(command.output)

@@ -25,7 +25,8 @@ class Command:
 
     Videos are named {prompt}-{index}, as VBench reads them. Models sample into FILE.videos/MODEL/ (or --keep DIR), and
     the same command goes on after a crash. Without prompts of your own they get captions of the shapes world from the
-    split that no model was chosen on, and their videos are kept as PNGs; otherwise as mp4.
+    split that no model was chosen on, and their videos are kept as PNGs; otherwise as mp4. The scores of each prompt go
+    into FILE.clips/ as they come.
 
     Example: vidgen eval generation --models shapes-masked shapes-flow --num-prompts 100 -o generation.json
     Example: vidgen eval generation --models DIR --vbench-prompts all_dimension.txt --keep vbench/
@@ -119,6 +120,7 @@ def run(command: Command) -> None:
             name=name,
             inception=None if network is None else InceptionScore(network),
             bootstrap=bootstrap,
+            records=None if command.output is None else command.output.with_suffix(".clips"),
             say=print,
         )
         for name, folder in folders
@@ -134,7 +136,8 @@ def sampled(command: Command, model: str) -> Path:
     """The folder with the videos of a model, which makes those that are missing."""
     import torch
 
-    from vidgen.eval.samples import sample_videos
+    from vidgen.eval.report import write_json
+    from vidgen.eval.samples import cost_file, sample_videos
     from vidgen.eval.subjects import weights_sha256
 
     place = command.keep or (command.output or Path()).with_suffix(".videos")
@@ -149,11 +152,11 @@ def sampled(command: Command, model: str) -> Path:
         "num_inference_steps": command.steps,
         "guidance_scale": command.guidance,
     }
-    sample_videos(
+    cost = sample_videos(
         pipeline,
         prompts,
         folder,
-        samples=command.samples or (VBENCH_SAMPLES if command.vbench_prompts else 2),
+        samples=wanted_samples(command),
         suffix=suffix,
         fps=FPS,
         seed=command.seed,
@@ -163,7 +166,15 @@ def sampled(command: Command, model: str) -> Path:
         say=print,
         **options,
     )
+    if cost is not None:
+        parameters = sum(weight.numel() for part in modules.values() for weight in part.parameters())
+        write_json(cost_file(folder), {"parameters": parameters, **cost._asdict()})
     return folder
+
+
+def wanted_samples(command: Command) -> int:
+    """Videos of each prompt."""
+    return command.samples or (VBENCH_SAMPLES if command.vbench_prompts is not None else 2)
 
 
 def wanted_prompts(command: Command) -> "tuple[list[str], Suffix]":

@@ -63,9 +63,7 @@ def run(command: Command) -> None:
         families.setdefault(coder.family, []).append(coder.name)
     members = [curve_of(entry) for entry in command.tokenizers]
     families |= dict(members)
-    anchor = command.anchor or next(iter(families), None)
-    if anchor is None or anchor not in families:
-        raise ValueError(f"--anchor is one of the curves {', '.join(families)}; got {anchor!r}")
+    anchor = anchor_among(families, command)
     device = join_launch(pick_device(command.device))
     protocol = eval_recon.with_overrides(get_protocol(command.protocol, ReconstructionProtocol), command)
     distances = eval_recon.perceptual_distances(command)
@@ -83,6 +81,7 @@ def run(command: Command) -> None:
         distances=distances,
         bootstrap=Bootstrap(resamples=command.resamples),
         records=None if command.output is None else command.output.with_suffix(".clips"),
+        allow_missing=command.allow_missing,
     )
     if rank() > 0:
         return
@@ -103,6 +102,15 @@ def run(command: Command) -> None:
 
         write_rate_distortion(command.html, report, frames_beside(scored, subjects, clips))
         print(f"wrote {command.html}")
+
+
+def anchor_among(families: dict[str, list[str]], command: Command) -> str:
+    """The curve that --anchor names; a codec's own name also means its curve with low delay."""
+    wanted = command.anchor or next(iter(families), "")
+    found = [name for name in (wanted, f"{wanted} low delay") if name in families]
+    if not found:
+        raise ValueError(f"--anchor is one of the curves {', '.join(families)}; got {wanted!r}")
+    return found[0]
 
 
 def codec_subjects(command: Command) -> "list[CodecSubject]":

@@ -93,6 +93,7 @@ def run(command: Command) -> None:
         distances=distances,
         bootstrap=Bootstrap(resamples=command.resamples),
         records=None if command.output is None else command.output.with_suffix(".clips"),
+        allow_missing=command.allow_missing,
     )
     if rank() > 0:
         return

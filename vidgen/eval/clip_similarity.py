@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidgen.data import to_frames
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
+from vidgen.eval.subjects import weights_sha256
 
 BATCH_FRAMES = 16
 
@@ -45,6 +46,9 @@ class ClipSimilarity(PromptScore):
         self.model = model.to(self.device).eval()
         self.longest_prompt = self.model.config.text_config.max_position_embeddings  # tokens
         self.processor: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+
+    def weights(self) -> dict[str, str]:
+        return {self.key: weights_sha256(self.model)}
 
     def of_prompt(self, prompt: str, videos: Sequence[Tensor]) -> dict[str, OfPrompt]:
         cosines = [self.cosines(prompt, video).mean().item() for video in videos]

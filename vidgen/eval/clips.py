@@ -22,11 +22,17 @@ LOSSLESS = frozenset({"ffv1", "rawvideo", "images", "png", "huffyuv", "utvideo",
 
 @dataclass(frozen=True)
 class Clip:
-    """A named video that can be read in chunks ``3 t h w`` in [-1, 1] of any lengths; ``sha256`` is of its content."""
+    """A named video that can be read in chunks ``3 t h w`` in [-1, 1] of any lengths.
+
+    Args:
+        sha256: of its content; empty where that is unknown.
+        frames: how many it has; None where nobody has counted.
+    """
 
     name: str
     chunks: Callable[[], Iterator[Tensor]]
     sha256: str = ""
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,7 @@ def clips_for_protocol(
             seen[one.sha256] = one.name
             usable.append(one)
     if excluded and not allow_missing:
-        shown = "; ".join(f"{one.clip}: {one.reason}" for one in excluded[:3])
-        more = f" and {len(excluded) - 3} more" if len(excluded) > 3 else ""
-        raise ValueError(
-            f"{len(excluded)} of {len(files)} clips cannot be scored ({shown}{more}); mend or remove them, or pass "
-            "--allow-missing to leave them out and have them listed in the result"
-        )
+        raise ValueError(cannot_be_scored(excluded, len(files)))
     wanted = protocol.num_videos
     if len(usable) < (wanted or 1):
         raise ValueError(f"{protocol.name} needs {wanted or 'at least 1'} videos, got {len(usable)}; give more clips")
@@ -122,6 +123,16 @@ def clips_for_protocol(
         "decoded_lossy": any(codec not in LOSSLESS for codec in codecs),
     }
     return ClipSet(clips, excluded, origin)
+
+
+def cannot_be_scored(excluded: Sequence[Exclusion], total: int) -> str:
+    """What to say where nobody has allowed that clips are left out."""
+    shown = "; ".join(f"{one.clip}: {one.reason}" for one in excluded[:3])
+    more = f" and {len(excluded) - 3} more" if len(excluded) > 3 else ""
+    return (
+        f"{len(excluded)} of {total} clips cannot be scored ({shown}{more}); mend or remove them, or pass "
+        "--allow-missing to leave them out and have them listed in the result"
+    )
 
 
 def clips_from_files(
@@ -181,7 +192,7 @@ def content_sha256(path: Path) -> str:
 
 def _clip(one: CheckedFile, protocol: ReconstructionProtocol) -> Clip:
     size = target_size(protocol.preprocess, one.info.height, one.info.width)
-    return Clip(one.name, lambda: _chunks(one.path, protocol.clip, size), one.sha256)
+    return Clip(one.name, lambda: _chunks(one.path, protocol.clip, size), one.sha256, one.frames)
 
 
 def _check_readable(protocol: ReconstructionProtocol) -> None:

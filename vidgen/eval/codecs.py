@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vidgen.data import to_frames, to_tensor
 from vidgen.data.video import EXACT_COLOUR
-from vidgen.eval.clips import Clip
+from vidgen.eval.clips import Clip, Exclusion
 from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.subjects import Counts, Pair, Subject
 
@@ -141,7 +141,7 @@ class CodecSubject(Subject):
     def options(self) -> dict[str, str]:
         return self.codec.low_delay if self.low_delay else self.codec.options
 
-    def check(self, clips: Sequence[Clip]) -> None:
+    def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
         for clip in clips:
             first = next(clip.chunks(), None)
             if first is None:
@@ -158,6 +158,7 @@ class CodecSubject(Subject):
                 raise ValueError(
                     f"{self.name} cannot code {height}x{width} of {clip.name}: {error.strerror}; choose another --size"
                 ) from None
+        return []
 
     def coding(self, height: int, width: int) -> "Coding":
         return Coding(self, height, width)

@@ -13,15 +13,16 @@ from vidgen.eval.protocol import differing_conditions
 from vidgen.eval.reconstruction import METRICS
 
 SCHEMA = "vidgen.eval/1"
+SPLIT_SCORE = "inception_score.frames"  # has parts of the frames, and no interval over prompts
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One column of a result: a model's scores, and of reconstructions the sums of each clip."""
+    """One column of a result: a model's scores, and the sums that paired differences are made of."""
 
     name: str
     scores: dict[str, Estimate]
-    sums: dict[str, list[dict[str, float]]]
+    sums: dict[str, list[dict[str, float]]]  # one a clip; of generated videos one a prompt
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
     schema = result.get("schema") if isinstance(result, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"expected a result with the schema {SCHEMA}, {path} has {schema}; evaluate again")
+    if "protocol" not in result:
+        raise ValueError(f"{path} does not say under which conditions it was made; evaluate again")
     return result
 
 
@@ -41,7 +44,7 @@ def why_incomparable(first: dict[str, Any], second: dict[str, Any]) -> list[str]
     if first["protocol"]["sha256"] != second["protocol"]["sha256"]:
         conditions = differing_conditions(first["protocol"]["conditions"], second["protocol"]["conditions"])
         return [f"protocol {difference}" for difference in conditions]
-    return differing_conditions(_data_of(first), _data_of(second), "inputs")
+    return differing_conditions(_beside_protocol(first), _beside_protocol(second)) + _unlike_weights(first, second)
 
 
 def compare(first: dict[str, Any], second: dict[str, Any], *, settings: Bootstrap) -> Table:
@@ -75,7 +78,8 @@ def columns_of(result: dict[str, Any]) -> list[Scored]:
     return [
         Scored(
             subject["name"],
-            {key: Estimate(**score) for key, score in subject["scores"].items()},
+            {key: Estimate(score["value"], score["low"], score["high"]) for key, score in subject["scores"].items()}
+            | {key: Estimate(split["mean"], None, None) for key in (SPLIT_SCORE,) if (split := subject.get(key))},
             subject["sums"],
         )
         for subject in result["subjects"]
@@ -106,7 +110,24 @@ def _reader(key: str, sums: dict[str, float]) -> PairedMetric:
     return known.empty() if known is not None and set(known.terms) == set(sums) else MeanOfSums(key, tuple(sums))
 
 
-def _data_of(result: dict[str, Any]) -> dict[str, Any]:
-    """What names the real clips: their number and manifest."""
-    inputs = result["inputs"].get("real", result["inputs"])
-    return {name: inputs.get(name) for name in ("clips", "n_videos", "manifest_sha256") if name in inputs}
+def _beside_protocol(result: dict[str, Any]) -> dict[str, Any]:
+    """What moves numbers and is in no protocol: which clips; of distances the network, the fake videos, the draws."""
+    inputs = result.get("inputs", {})
+    if "real" not in inputs:
+        return {"inputs": {name: inputs[name] for name in ("clips", "manifest_sha256") if name in inputs}}
+    numbers = ("n_videos", "n_rows", "seed")
+    return {
+        "inputs": {
+            "real": {name: inputs["real"].get(name) for name in (*numbers, "manifest_sha256")},
+            "fake": {name: inputs["fake"].get(name) for name in numbers},
+        },
+        "extractor": result["extractor"],
+        "uncertainty": {"seed": result["uncertainty"]["seed"]},
+    }
+
+
+def _unlike_weights(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Of the scores that both results have, those whose networks had other weights."""
+    ours, theirs = first.get("weights", {}), second.get("weights", {})
+    both = [key for key in ours if key in theirs]
+    return differing_conditions({key: ours[key] for key in both}, {key: theirs[key] for key in both}, "weights")

@@ -1,8 +1,9 @@
 """Measures distances between two sets of features, each with its spread, and refuses sets that make none."""
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,15 +13,13 @@ from vidgen.eval.distance_report import DistanceReport
 from vidgen.eval.features import FeatureSet, check_same_conditions
 from vidgen.eval.frechet import frechet_distance
 from vidgen.eval.frechet_uncertainty import (
-    NORMAL_95,
-    Limit,
     Spread,
     delete_d_jackknife,
-    extrapolate,
+    limit_with_spread,
     split_half_floor,
 )
 from vidgen.eval.mean_discrepancy import JEDI, KID, PolynomialKernel, kernel_distance
-from vidgen.eval.protocol import FeatureProtocol
+from vidgen.eval.protocol import FeatureProtocol, differing_conditions
 
 Kind = Literal["frechet", "limit", "kernel", "jedi"]
 # What users write; how the result is called follows from the network.
@@ -87,25 +86,27 @@ def measure_distance(
         repeats: subsets drawn for each spread.
 
     Raises:
-        ValueError: sets that do not compare, too few videos, too few rows for a published name, unknown metrics.
+        ValueError: sets that do not compare or were not made by `protocol`, another number of videos than it takes,
+            too few videos, too few rows for a published name, unknown metrics.
     """
     started = time.perf_counter()
-    _check(real, fake, metrics)
-    kinds: list[Kind] = list(dict.fromkeys(METRICS[metric] for metric in metrics))
+    kinds = kinds_of(metrics)
+    check_same_conditions(real, fake)
+    if protocol is not None:
+        _check_protocol(real, protocol)
     rows, width = min(len(real.features), len(fake.features)), real.features.shape[1]
     names = real.conditions["names"]
-    suffix = ""
-    # surrogates and presets that are themselves about few samples may be biased as they like
-    if rows <= width and names["f"] in ("fvd", "fid") and not (protocol is not None and protocol.small_n):
-        if "frechet" in kinds and not allow_small_n:
-            raise ValueError(
-                f"{names['f'].upper()} of {rows} samples in {width} dimensions is mostly bias; use at least "
-                f"{width + 1} samples (2048 are usual) or `vidgen eval kvd`, or accept a number named "
-                f"{names['f']}_biased with --allow-small-n"
-            )
-        suffix = "_biased"
+    check_numbers(
+        kinds,
+        videos=(real.num_videos, fake.num_videos),
+        rows=rows,
+        width=width,
+        name=names["f"],
+        protocol=protocol,
+        allow_small_n=allow_small_n,
+    )
     called: dict[Kind, str] = {
-        "frechet": names["f"] + suffix,
+        "frechet": names["f"] + ("_biased" if _is_mostly_bias(names["f"], rows, width, protocol) else ""),
         "limit": names["f"] + "_inf",
         "kernel": names["k"],
         "jedi": f"jedi.{real.conditions['extractor']['name']}",
@@ -164,16 +165,16 @@ class _Pair:
         return spread.value, entry | {"sd": spread.deviation, "ci95": list(spread.interval)}
 
     def limit(self, measure: Measure) -> tuple[float, dict[str, Any]]:
-        limit: Limit = extrapolate(
+        limit, spread = limit_with_spread(
             measure.distance,
             self.real.features,
             self.fake.features,
             generator=self._generator(),
+            repeats=self.repeats,
             groups=self.groups,
         )
-        half = NORMAL_95 * limit.deviation
-        entry = {"method": "line over 1/N", "sd": limit.deviation, "ci95": [limit.value - half, limit.value + half]}
-        return limit.value, entry | {"slope": limit.slope}
+        entry = {"method": spread.method, "reps": spread.repeats, "sd": spread.deviation}
+        return limit.value, entry | {"ci95": list(spread.interval), "slope": limit.slope}
 
     def floor(self, measure: Measure) -> float:
         return split_half_floor(
@@ -184,16 +185,71 @@ class _Pair:
         return torch.Generator().manual_seed(self.seed)
 
 
-def _check(real: FeatureSet, fake: FeatureSet, metrics: tuple[str, ...]) -> None:
+def kinds_of(metrics: tuple[str, ...]) -> list[Kind]:
+    """What the names out of `METRICS` stand for, each once. ValueError for others."""
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
         raise ValueError(f"there is no metric {', '.join(unknown) or 'given'}; there are {', '.join(METRICS)}")
-    check_same_conditions(real, fake)
-    for which, one in (("real", real), ("fake", fake)):
-        if one.num_videos < LEAST_VIDEOS:
+    return list(dict.fromkeys(METRICS[metric] for metric in metrics))
+
+
+def check_numbers(
+    kinds: list[Kind],
+    *,
+    videos: tuple[int, int],
+    rows: int,
+    width: int,
+    name: str,
+    protocol: FeatureProtocol | None,
+    allow_small_n: bool,
+) -> None:
+    """ValueError when there are not the videos that `protocol` takes, or too few for a distance or for its name.
+
+    Args:
+        videos: how many real and fake ones there are.
+        rows: of features, in the smaller set.
+        width: features of a row.
+        name: what a Fréchet distance in this space is called.
+    """
+    wanted = (None, None)
+    if protocol is not None:
+        fakes = None if protocol.num_fake is None else protocol.num_fake * protocol.repeats
+        wanted = (protocol.num_real, fakes)
+    for which, count, exact in zip(("real", "fake"), videos, wanted, strict=True):
+        if exact is not None and count != exact:
+            assert protocol is not None
             raise ValueError(
-                f"expected at least {LEAST_VIDEOS} {which} videos, got {one.num_videos}; a distance is between sets"
+                f"{protocol.name} takes {exact} {which} videos, got {count}; draw as many, or take what is there with "
+                "--allow-small-n (a protocol whose num_real and num_fake are None)"
             )
+        if count < LEAST_VIDEOS:
+            raise ValueError(
+                f"expected at least {LEAST_VIDEOS} {which} videos, got {count}; a distance is between sets"
+            )
+    if "frechet" in kinds and not allow_small_n and _is_mostly_bias(name, rows, width, protocol):
+        raise ValueError(
+            f"{name.upper()} of {rows} samples in {width} dimensions is mostly bias; use at least {width + 1} samples "
+            f"(2048 are usual) or `vidgen eval kvd`, or accept a number named {name}_biased with --allow-small-n"
+        )
+
+
+def _is_mostly_bias(name: str, rows: int, width: int, protocol: FeatureProtocol | None) -> bool:
+    """Surrogates, and presets that are themselves about few samples, may be biased as they like."""
+    small_by_rule = protocol is not None and protocol.small_n
+    return rows <= width and name in ("fvd", "fid") and not small_by_rule
+
+
+def _check_protocol(features: FeatureSet, protocol: FeatureProtocol) -> None:
+    """ValueError unless the features were made with the clips, the preprocessing and the network of `protocol`."""
+    made = {name: features.conditions[name] for name in ("clip", "preprocess")}
+    wanted = json.loads(json.dumps({"clip": asdict(protocol.clip), "preprocess": asdict(protocol.preprocess)}))
+    made["extractor"], wanted["extractor"] = features.conditions["extractor"]["name"], protocol.extractor
+    differences = differing_conditions(wanted, made)
+    if differences:
+        raise ValueError(
+            f"these features are not those of {protocol.name}: {'; '.join(differences[:4])}; extract them by it, or "
+            "measure without a protocol"
+        )
 
 
 def _of_kernel(kernel: PolynomialKernel, mmd: str, scale: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from vidgen.eval.perceptual import FrameDistance
 from vidgen.eval.pixels import to_levels
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
+from vidgen.eval.subjects import weights_sha256
 
 RMS_KEY = "diversity.rms.rgb"
 
@@ -23,6 +24,9 @@ class Diversity(PromptScore):
     def __init__(self, distances: Sequence[FrameDistance] = ()) -> None:
         self.distances = distances
         self.keys = frozenset({RMS_KEY, *(f"diversity.{distance.key}" for distance in distances)})
+
+    def weights(self) -> dict[str, str]:
+        return {f"diversity.{distance.key}": weights_sha256(distance) for distance in self.distances}
 
     def of_prompt(self, prompt: str, videos: Sequence[Tensor]) -> dict[str, OfPrompt]:
         if len({video.shape for video in videos}) > 1:

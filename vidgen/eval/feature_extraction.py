@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from vidgen.eval.features import FeatureSet, joined
 from vidgen.eval.preprocess import clip_span, clip_starts, preprocess
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess
 from vidgen.eval.ranks import gathered, share
-from vidgen.eval.video_survey import Survey, SurveyedVideo
+from vidgen.eval.video_survey import Survey, SurveyedVideo, without
 
 CHUNK_FRAMES = 16
 PIECE_FRAMES = 64
 BATCH_CLIPS = 8
+TOO_SHORT = "too short for a clip"
 
 
 def extraction_conditions(extractor: FeatureExtractor, protocol: FeatureProtocol, *, seed: int) -> dict[str, Any]:
@@ -42,6 +44,77 @@ def extraction_conditions(extractor: FeatureExtractor, protocol: FeatureProtocol
             }
         )
     )
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What extraction will find: the survey less what it cannot use, and how many videos and rows of features."""
+
+    survey: Survey
+    num_videos: int
+    num_rows: int
+
+
+def examine(
+    videos: Survey,
+    extractor: FeatureExtractor,
+    protocol: FeatureProtocol,
+    *,
+    count: int | None,
+    cache: Path | None,
+    seed: int = 0,
+    allow_missing: bool = False,
+) -> Examined:
+    """Decode, before any network runs, every frame that `extract_features` will take; its arguments are the same.
+
+    Videos whose features are in the cache were decoded when those were made. Processes share the others.
+
+    Raises:
+        ValueError: damaged videos, or (where the protocol does not drop them) videos that are too short, without
+            `allow_missing`; fewer than `count` videos that can be used.
+    """
+    known = FeatureCache.at(cache, extraction_conditions(extractor, protocol, seed=seed)).rows
+    candidates = _in_drawn_order(videos, seed)
+    wanted = len(candidates) if count is None else count
+    rows: dict[str, int] = {}
+    dropped: dict[str, str] = {}
+    unusable: dict[str, str] = {}
+    while candidates and len(rows) < wanted:
+        missing = wanted - len(rows)
+        tried, candidates = candidates[:missing], candidates[missing:]
+        for name, found in gathered([(one.name, _rows_of(one, extractor, protocol, known)) for one in share(tried)]):
+            if isinstance(found, int) and found:
+                rows[name] = found
+            elif isinstance(found, int):
+                (dropped if protocol.clip.short == "drop" else unusable)[name] = TOO_SHORT
+            else:
+                unusable[name] = found
+    survey = without(videos, unusable, allow_missing=allow_missing)
+    if count is not None and len(rows) < count:
+        raise ValueError(_too_few(protocol, videos, count, len(rows), dropped | unusable))
+    return Examined(survey, len(rows), sum(rows.values()))
+
+
+def _rows_of(
+    video: SurveyedVideo, extractor: FeatureExtractor, protocol: FeatureProtocol, known: dict[str, Tensor]
+) -> int | str:
+    """How many rows of features a video gives, 0 when it is too short; or what is wrong with its frames."""
+    if video.sha256 in known:
+        return len(known[video.sha256])
+    rule = protocol.clip
+    reads_all = rule.offset != "first" or rule.clips_per_video > 1
+    try:
+        frames = sum(
+            1
+            for _ in islice(iter_frames(video.path, fps=rule.fps, strict=True), None if reads_all else clip_span(rule))
+        )
+    except VideoError as error:
+        return str(error)
+    clips = len(clip_starts(frames, rule, torch.Generator())) or (1 if rule.short == "repeat-last" and frames else 0)
+    length = rule.frames or math.ceil(min(frames, rule.max_frames or frames) / rule.stride)
+    if clips and length < extractor.least_frames:
+        return f"{extractor.name} needs at least {extractor.least_frames} frames, and it gives {length}"
+    return clips * (length if extractor.per_frame else 1)
 
 
 def extract_features(
@@ -72,7 +145,7 @@ def extract_features(
     conditions = extraction_conditions(extractor, protocol, seed=seed)
     kept = FeatureCache.at(cache, conditions)
     work = _Extraction(extractor.to(device), protocol, seed, kept, allow_missing=allow_missing, device=device)
-    candidates = sorted(videos.videos, key=lambda video: _draw(seed, video.name))
+    candidates = _in_drawn_order(videos, seed)
     wanted = len(candidates) if count is None else count
     found, dropped = FeatureSet(torch.empty(0, extractor.num_features), (), conditions), {}
     # Some turn out too short: then as many of the others are tried.
@@ -84,12 +157,10 @@ def extract_features(
         dropped |= dict(gathered(list(left_out.items())))
         say(f"{found.num_videos} of {wanted} videos of {videos.root} ({work.read} read from the cache)")
     if count is not None and found.num_videos < count:
-        short = "; ".join(f"{name}: {reason}" for name, reason in list(dropped.items())[:3])
-        raise ValueError(
-            f"{protocol.name} needs {count} videos, and {videos.root} has {found.num_videos} that can be used "
-            f"({len(dropped)} are left out{': ' + short if short else ''}); add videos"
-        )
-    inputs = videos.to_json()
+        raise ValueError(_too_few(protocol, videos, count, found.num_videos, dropped))
+    # where every video is taken from its first frame on, nothing was drawn
+    draws = protocol.clip.offset == "random" or bool(candidates)
+    inputs: dict[str, Any] = {**videos.to_json(), "seed": seed if draws else None}
     inputs |= {"excluded": inputs["excluded"] | dropped, "n_videos": found.num_videos, "n_rows": len(found.features)}
     inputs |= {"clip_rule": clip_rule(protocol.clip, seed)}
     return FeatureSet(found.features, found.videos, conditions, inputs)
@@ -154,7 +225,7 @@ class _Extraction:
         left_out: dict[str, str] = {}
         self._fill_cache(unread, left_out)
         rows = {video.name: self.cache.rows[video.sha256] for video in videos if video.name not in left_out}
-        left_out |= {name: "too short for a clip" for name, row in rows.items() if not len(row)}
+        left_out |= {name: TOO_SHORT for name, row in rows.items() if not len(row)}
         names = tuple(name for name, row in rows.items() for _ in row)
         features = torch.cat([torch.empty(0, self.extractor.num_features), *rows.values()])
         return features, names, left_out
@@ -256,6 +327,18 @@ def _of_one_shape(clips: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[st
         batch.append(item)
     if batch:
         yield batch
+
+
+def _too_few(protocol: FeatureProtocol, videos: Survey, count: int, found: int, left_out: dict[str, str]) -> str:
+    short = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+    return (
+        f"{protocol.name} needs {count} videos, and {videos.root} has {found} that can be used "
+        f"({len(left_out)} are left out{': ' + short if short else ''}); add videos"
+    )
+
+
+def _in_drawn_order(videos: Survey, seed: int) -> list[SurveyedVideo]:
+    return sorted(videos.videos, key=lambda video: _draw(seed, video.name))
 
 
 def _draw(seed: int, name: str) -> str:

@@ -37,7 +37,6 @@ class Limit:
 
     value: float
     slope: float  # what the measured distance is above `value`
-    deviation: float  # standard error of `value` in the straight line
 
 
 def delete_d_jackknife(
@@ -73,6 +72,39 @@ def delete_d_jackknife(
     return Spread(distance(real, fake), deviation, "delete-half-jackknife", repeats)
 
 
+def limit_with_spread(
+    distance: Distance,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    generator: torch.Generator,
+    repeats: int = 50,
+    groups: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> tuple[Limit, Spread]:
+    """`extrapolate`, and its spread over random halves in which the whole extrapolation is done again.
+
+    How well the points lie on their line says nothing of the spread: all come from the same samples. The shares of a
+    half are drawn more coarsely than those of all samples, so the interval is wider than it need be, by up to a half.
+    Costs as many distances as there are `FRACTIONS`, for each of the ``repeats`` halves.
+    """
+    names: tuple[Sequence[str], Sequence[str]] = groups or (
+        tuple(map(str, range(len(real)))),
+        tuple(map(str, range(len(fake)))),
+    )
+    limit = extrapolate(distance, real, fake, generator=generator, groups=names)
+    values = []
+    for _ in range(repeats):
+        halves = [_drawn(one, 0.5, generator=generator) for one in names]
+        of_real, of_fake = (
+            tuple(one[int(row)] for row in half.tolist()) for one, half in zip(names, halves, strict=True)
+        )
+        half = extrapolate(distance, real[halves[0]], fake[halves[1]], generator=generator, groups=(of_real, of_fake))
+        values.append(half.value)
+    kept, count = _kept(names[0], 0.5)
+    deviation = float(torch.tensor(values, dtype=torch.float64).std()) * math.sqrt(kept / (count - kept))
+    return limit, Spread(limit.value, deviation, "line over 1/N, delete-half-jackknife", repeats)
+
+
 def extrapolate(
     distance: Distance,
     real: Tensor,
@@ -95,13 +127,13 @@ def extrapolate(
         for fraction in fractions
     ]
     y = torch.tensor(values, dtype=torch.float64)
-    x = 1 / torch.tensor(fractions, dtype=torch.float64)
+    # as much as was really drawn: few videos make coarse shares
+    shares = [[kept / count for kept, count in (_kept(one, part) for one in (of_real, of_fake))] for part in fractions]
+    x = (1 / torch.tensor(shares, dtype=torch.float64)).mean(dim=1)
     centred = x - x.mean()
     slope = float((centred * y).sum() / centred.square().sum())
     value = float(y.mean()) - slope * float(x.mean())
-    residual = (y - value - slope * x).square().sum() / (len(x) - 2)
-    deviation = math.sqrt(float(residual * (1 / len(x) + x.mean().square() / centred.square().sum())))
-    return Limit(value, slope, deviation)
+    return Limit(value, slope)
 
 
 def split_half_floor(

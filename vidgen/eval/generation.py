@@ -1,5 +1,7 @@
 """Scores folders of generated videos: prompts obeyed, likeness to the prompt, motion, diversity, Inception Score."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,21 +9,37 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import Tensor
 
 from vidgen.data import read_video, to_tensor
 from vidgen.eval.bootstrap import Bootstrap, Estimate
+from vidgen.eval.clip_records import ClipRecords
+from vidgen.eval.clips import content_sha256
 from vidgen.eval.inception_score import InceptionScore, SplitScore
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
+from vidgen.eval.recon_report import rounded
 from vidgen.eval.report import environment_stamp, write_csv, write_json
-from vidgen.eval.samples import samples_in
+from vidgen.eval.samples import conditions_file, cost_file, samples_in
 
 SCHEMA = "vidgen.eval/1"
+# Rows of the terminal table below the scores: key in `FolderResult.cost`, label.
+COST_ROWS = {
+    "parameters": "parameters",
+    "seconds_per_video": "seconds/video",
+    "peak_memory_megabytes": "peak memory MB",
+}
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
 
 @dataclass(frozen=True)
 class FolderResult:
-    """One folder: prompt -> key -> score, and the Inception Score where its network was given."""
+    """One folder: prompt -> key -> score, and the Inception Score where its network was given.
+
+    Args:
+        conditions: what has to be equal in folders that are compared: prompts, samples, sizes, sampling.
+        weights: score -> digest of the network behind it.
+        cost: what making the videos took, where that is known.
+    """
 
     name: str
     videos: int
@@ -29,6 +47,9 @@ class FolderResult:
     scores: Sequence[PromptScore]
     inception: SplitScore | None
     bootstrap: Bootstrap
+    conditions: dict[str, Any]
+    weights: dict[str, str]
+    cost: dict[str, Any]
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
@@ -46,6 +67,11 @@ class FolderResult:
     def found(self, key: str) -> list[OfPrompt]:
         return [scores[key] for scores in self.of_prompts.values() if key in scores]
 
+    def sums(self, key: str) -> list[dict[str, float]]:
+        """Of each prompt, for differences that are paired by prompt; zeros where a prompt has no such score."""
+        values = [scores.get(key) for scores in self.of_prompts.values()]
+        return [{"total": 0.0 if one is None else one.value, "count": float(one is not None)} for one in values]
+
     @property
     def missing(self) -> list[str]:
         """Why some prompts have no score."""
@@ -58,11 +84,15 @@ class FolderResult:
 
     def to_json(self) -> dict[str, Any]:
         inception = None if self.inception is None else self.inception._asdict()
+        scores = {key: one.to_json() | {"prompts": len(self.found(key))} for key, one in self.estimates.items()}
         return {
             "name": self.name,
+            "conditions": self.conditions,
+            "cost": self.cost,
             "videos": self.videos,
             "prompts": len(self.of_prompts),
-            "scores": {key: one.to_json() | {"prompts": len(self.found(key))} for key, one in self.estimates.items()},
+            "scores": scores,
+            "sums": {key: self.sums(key) for key in scores},
             "higher_is_better": {key: score.higher_is_better for key, score in self.score_of.items()},
             InceptionScore.key: inception,
             "missing": self.missing,
@@ -85,10 +115,28 @@ class GenerationReport:
     absent: dict[str, str]  # score -> why it was not asked for
     bootstrap: Bootstrap
 
+    def conditions(self) -> dict[str, Any]:
+        """Those of the folders; by name of the folder where they differ."""
+        found: dict[str, Any] = {"kind": "generation"}
+        for key in self.folders[0].conditions:
+            of_folders = {folder.name: folder.conditions[key] for folder in self.folders}
+            values = list(of_folders.values())
+            found[key] = values[0] if all(value == values[0] for value in values) else of_folders
+        return found
+
     def to_json(self) -> dict[str, Any]:
+        conditions = self.conditions()
         return {
             "schema": SCHEMA,
             "kind": "generation",
+            "protocol": {
+                "id": "generation.v1",
+                "version": 1,
+                "sha256": hashlib.sha256(canonical(conditions)).hexdigest(),
+                "conditions": conditions,
+                "source": "vidgen: what decides which videos are compared",
+            },
+            "weights": {key: digest for folder in self.folders for key, digest in folder.weights.items()},
             "uncertainty": self.bootstrap.to_json() | {"unit": "prompt", "method": "bootstrap over prompts"},
             "subjects": [folder.to_json() for folder in self.folders],
             "absent": self.absent,
@@ -120,6 +168,10 @@ class GenerationReport:
         table.add_section()
         table.add_row("prompts", *(f"{len(folder.of_prompts):,}" for folder in self.folders))
         table.add_row("videos", *(f"{folder.videos:,}" for folder in self.folders))
+        for key, label in COST_ROWS.items():
+            cells = [rounded(folder.cost.get(key)) for folder in self.folders]
+            if any(cell != "–" for cell in cells):
+                table.add_row(label, *cells)
         return table
 
     def notes(self) -> list[str]:
@@ -135,28 +187,76 @@ def score_folder(
     name: str,
     inception: InceptionScore | None = None,
     bootstrap: Bootstrap | None = None,
+    records: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> FolderResult:
     """Score ``{prompt}-{index}`` videos, one prompt in memory at a time.
 
     Args:
-        inception: a fresh one for each folder.
+        inception: a fresh one for each folder; it has to see every video again in each run.
+        records: a folder for the scores of single prompts, from which an interrupted run goes on.
         say: told every 100 prompts.
     """
-    of_prompts: dict[str, dict[str, OfPrompt]] = {}
-    videos = 0
+    weights = {key: digest for score in scores for key, digest in score.weights().items()}
+    keys = sorted(key for score in scores for key in score.keys)
+    kept = None if records is None else ClipRecords(records, name, identity={"scores": keys, "weights": weights})
+    known = {} if kept is None else kept.read()
+    if kept is not None:
+        kept.open()
+    found: dict[str, dict[str, Any]] = {}
     by_prompt = samples_in(folder)
     for prompt, paths in by_prompt.items():
-        clips = [to_tensor(read_video(path).frames) for path in paths]
-        videos += len(clips)
-        found: dict[str, OfPrompt] = {}
-        for score in scores:
-            found |= score.of_prompt(prompt, clips)
-        of_prompts[prompt] = found
-        if inception is not None:
-            for clip in clips:
-                inception.update(clip)
-        if len(of_prompts) % 100 == 0:
-            say(f"{name}: {len(of_prompts)} of {len(by_prompt)} prompts scored")
-    split = None if inception is None else inception.compute()
-    return FolderResult(name, videos, of_prompts, scores, split, bootstrap or Bootstrap())
+        content = hashlib.sha256("\n".join(content_sha256(path) for path in paths).encode()).hexdigest()
+        record = known.get((prompt, content))
+        if record is None or inception is not None:
+            clips = [to_tensor(read_video(path).frames) for path in paths]
+            if inception is not None:
+                for clip in clips:
+                    inception.update(clip)
+            if record is None:
+                record = {"clip": prompt, "sha256": content} | _record(prompt, clips, scores)
+                if kept is not None:
+                    kept.append(record)
+        found[prompt] = record
+        if len(found) % 100 == 0:
+            say(f"{name}: {len(found)} of {len(by_prompt)} prompts scored")
+    of_prompts = {
+        prompt: {key: OfPrompt(*score) for key, score in record["scores"].items()} for prompt, record in found.items()
+    }
+    if inception is not None:
+        weights |= inception.weights()
+    sampling = _read(conditions_file(folder))
+    conditions = {
+        "prompts": len(by_prompt),
+        "prompts_sha256": hashlib.sha256(canonical(list(by_prompt))).hexdigest(),
+        "samples": sorted({len(paths) for paths in by_prompt.values()}),
+        "sizes": sorted({size for record in found.values() for size in record["sizes"]}),
+        "sampling": {key: sampling[key] for key in ("seed", "fps", "settings") if key in sampling},
+    }
+    return FolderResult(
+        name,
+        sum(len(paths) for paths in by_prompt.values()),
+        of_prompts,
+        scores,
+        None if inception is None else inception.compute(),
+        bootstrap or Bootstrap(),
+        conditions,
+        weights,
+        _read(cost_file(folder)),
+    )
+
+
+def _record(prompt: str, clips: Sequence[Tensor], scores: Sequence[PromptScore]) -> dict[str, Any]:
+    """The scores of a prompt's ``3 t h w`` videos, and their sizes."""
+    found = {key: list(one) for score in scores for key, one in score.of_prompt(prompt, clips).items()}
+    return {"scores": found, "sizes": sorted({"x".join(map(str, clip.shape[1:])) for clip in clips})}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What lies beside a folder whose videos were made here; nothing of others."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def canonical(value: Any) -> bytes:
+    """JSON that is equal exactly when the values are."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

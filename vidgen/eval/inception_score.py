@@ -35,6 +35,10 @@ class InceptionScore:
         self.network = network
         self.logits: list[Tensor] = []
 
+    def weights(self) -> dict[str, str]:
+        """As `PromptScore.weights`."""
+        return {self.key: self.network.weights.sha256}
+
     @torch.no_grad()
     def update(self, video: Tensor) -> None:
         """``3 t h w`` in [-1, 1]."""

@@ -27,6 +27,10 @@ class PromptScore(ABC):
     higher_is_better: bool | None = None
     missing: str  # why a prompt, or all of them, may have no score
 
+    def weights(self) -> dict[str, str]:
+        """Key -> digest of the network behind it; empty for scores without one."""
+        return {}
+
     @abstractmethod
     def of_prompt(self, prompt: str, videos: Sequence[Tensor]) -> dict[str, OfPrompt]:
         """Key -> score of the ``3 t h w`` videos in [-1, 1]; empty where the score does not apply."""

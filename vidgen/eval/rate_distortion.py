@@ -26,10 +26,17 @@ from vidgen.eval.bd_rate import bd_rate, rate_excess
 from vidgen.eval.bootstrap import Estimate
 from vidgen.eval.charts import Series, curve_chart, stacked
 from vidgen.eval.metric import PairedMetric
-from vidgen.eval.recon_report import SCHEMA, ReconstructionReport, SubjectResult
+from vidgen.eval.recon_report import SCHEMA, ReconstructionReport, SubjectResult, rounded
 from vidgen.eval.report import write_csv, write_json
 
 PACKETS, FIXED, ENTROPY = "packets", "fixed-length", "order-0 entropy"
+# Columns of the table behind the scores: key in `SubjectResult.total`, header. Codecs have no parameters.
+COST_COLUMNS = {
+    "encode_frames_per_second": "encode frames/s",
+    "decode_frames_per_second": "decode frames/s",
+    "parameters": "parameters",
+    "peak_memory_megabytes": "memory MB",
+}
 MOST_UNDEFINED = 0.05  # share of resamples without a number from which there is no interval
 PLOTTED = ("psnr.rgb.frame_mean.cap100", "msssim.rgb.gauss11", "ssim.rgb.gauss11.valid", "lpips.", "vmaf_v0.6.1")
 
@@ -169,13 +176,16 @@ class RateDistortionReport:
         return Estimate(float(values[0]), *self.scored.bootstrap.interval(samples))
 
     def points(self) -> list[dict[str, Any]]:
-        """A row a point, in the order of the curves: rate and scores of all clips."""
+        """A row a point, in the order of the curves: rate with its interval, scores of all clips, and cost."""
         rows = []
         for curve in self.curves:
             for column, member in enumerate(curve.family.members):
                 scores = {key: float(values[0, column]) for key, values in curve.qualities.items()}
-                row = {"curve": curve.name, "point": member, "rate": curve.rate}
-                rows.append(row | {"bits_per_pixel": float(curve.rates[0, column])} | scores)
+                bits = self._estimate(curve.rates[:, column])
+                row = {"curve": curve.name, "point": member, "rate": curve.rate, "bits_per_pixel": bits.value}
+                row |= {"bits_per_pixel_low": bits.low, "bits_per_pixel_high": bits.high} | scores
+                total = self._subject(member).total
+                rows.append(row | {key: total.get(key) for key in COST_COLUMNS})
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -200,14 +210,16 @@ class RateDistortionReport:
         keys = self.compared_scores
         shown = Table(title=f"{self.scored.protocol.name}, clips: {self.scored.inputs['clips']}")
         shown.add_column("point")
-        for header in ("rate", "bits/pixel", *keys):
+        for header in ("rate", "bits/pixel", *keys, *COST_COLUMNS.values()):
             shown.add_column(header, justify="left" if header == "rate" else "right")
         for curve in self.curves:
             for column, member in enumerate(curve.family.members):
                 last = column == len(curve.family.members) - 1
                 scores = [str(self._estimate(curve.qualities[key][:, column])) for key in keys]
-                rate = f"{curve.rates[0, column]:.4f}"
-                shown.add_row(member, curve.rate, rate, *scores, end_section=last)
+                rate = str(self._estimate(curve.rates[:, column]))
+                total = self._subject(member).total
+                cost = [rounded(total.get(key)) for key in COST_COLUMNS]
+                shown.add_row(member, curve.rate, rate, *scores, *cost, end_section=last)
         if not self.comparisons:
             return [shown]
         compared = Table(title=f"more rate than {self.anchor} at equal quality, %")

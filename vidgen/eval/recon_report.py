@@ -1,7 +1,7 @@
 """What a reconstruction evaluation found, with intervals, differences and cost: table, JSON (`vidgen.eval/1`), CSV."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -169,13 +169,18 @@ def _rates(counts: Counts) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """Subjects scored on the same clips under one protocol."""
+    """Subjects scored on the same clips under one protocol.
+
+    Args:
+        weights: perceptual score -> digest of its network.
+    """
 
     protocol: ReconstructionProtocol
     inputs: dict[str, Any]
     subjects: list[SubjectResult]
     bootstrap: Bootstrap
     environment: dict[str, Any]
+    weights: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def estimates(self) -> list[dict[str, Estimate]]:
@@ -200,6 +205,7 @@ class ReconstructionReport:
             "kind": "reconstruction",
             "protocol": self.protocol.to_json(),
             "inputs": self.inputs,
+            "weights": self.weights,
             "uncertainty": self.bootstrap.to_json(),
             "subjects": [
                 {
@@ -250,7 +256,7 @@ class ReconstructionReport:
             cells = [str(found[key]) if key in found else "–" for found in [*self.estimates, *self.differences]]
             table.add_row(f"{key} {arrows.get(key, '')}".strip(), *cells, end_section=key == keys[-1])
         for column, label in COST_ROWS.items():
-            cells = [_cell(subject.total.get(column)) for subject in self.subjects]
+            cells = [rounded(subject.total.get(column)) for subject in self.subjects]
             if any(cell != "–" for cell in cells):
                 table.add_row(label, *cells)
         return table
@@ -278,7 +284,8 @@ class ReconstructionReport:
 _ARROWS = {True: "↑", False: "↓", None: ""}
 
 
-def _cell(value: Any) -> str:
+def rounded(value: Any) -> str:
+    """A cell of a table: four digits of a float, all of an integer, a dash for None."""
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -5,7 +5,8 @@ one-shot results of such tokenizers are the same. Frames go from the decoder to 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 
 from vidgen.eval.bootstrap import Bootstrap
 from vidgen.eval.clip_records import ClipRecords
-from vidgen.eval.clips import Clip, ClipSet, clips_from_dataset, clips_from_files
+from vidgen.eval.clips import Clip, ClipSet, Exclusion, cannot_be_scored, clips_from_dataset, clips_from_files
 from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.metric import PairedFrameMean, PairedMetric
 from vidgen.eval.perceptual import FrameDistance
+from vidgen.eval.pixels import MISTAKEN_RANGE, check_range
 from vidgen.eval.protocol import ReconstructionProtocol
 from vidgen.eval.protocols import get_protocol
 from vidgen.eval.psnr import PhaseMean, WorstFrames
@@ -52,6 +54,7 @@ def evaluate(
     bootstrap: Bootstrap | None = None,
     records: Path | None = None,
     on_clip: Callable[[str, str], None] | None = None,
+    allow_missing: bool = False,
 ) -> ReconstructionReport:
     """Score the reconstructions of every subject on every clip.
 
@@ -62,10 +65,13 @@ def evaluate(
         bootstrap: how intervals are made.
         records: a folder for the results of single clips, from which an interrupted run goes on.
         on_clip: called with the names of the subject and of each clip that is about to be scored.
+        allow_missing: leave out, for all subjects alike, the clips that one of them has no reconstruction of that can
+            be scored (a folder's is absent, damaged or of other length, size or rate; frames hold NaN), and record why.
 
     Raises:
         ValueError: no clips, a clip without frames or with one name twice, a tokenizer that changes the number or size
-            of the frames, frames that hold NaN.
+            of the frames; clips as above without `allow_missing`. NaN shows only while scoring: all other clips are
+            scored (and their records kept) before that error.
     """
     if not clips.clips:
         raise ValueError("expected at least one clip to reconstruct, got none")
@@ -74,13 +80,47 @@ def evaluate(
         raise ValueError(f"every clip needs a name of its own; {len(names) - len(set(names))} names came before")
     if len({subject.name for subject in subjects}) < len(subjects):
         raise ValueError(f"every subject needs a name of its own, got {', '.join(one.name for one in subjects)}")
+    before = clips
     for subject in subjects:
-        subject.check(clips.clips)
+        clips = _left(before, clips, subject.check(clips.clips), allow_missing=allow_missing)
     scorer = Scorer(protocol, distances)
-    results = [scorer.score(subject, clips.clips, records=records, on_clip=on_clip) for subject in subjects]
+    results = []
+    for subject in subjects:
+        result, unscorable = scorer.score(subject, clips.clips, records=records, on_clip=on_clip)
+        clips = _left(before, clips, unscorable, allow_missing=allow_missing)
+        results.append(result)
+    kept = {clip.name for clip in clips.clips}
+    results = [
+        replace(result, records=[record for record in result.records if record["clip"] in kept]) for result in results
+    ]
     return ReconstructionReport(
-        protocol, clips.to_json(), results, bootstrap or Bootstrap(), environment_stamp(subjects[0].device)
+        protocol,
+        clips.to_json(),
+        results,
+        bootstrap or Bootstrap(),
+        environment_stamp(subjects[0].device),
+        weights=scorer.weights,
     )
+
+
+def _left(before: ClipSet, clips: ClipSet, excluded: Sequence[Exclusion], *, allow_missing: bool) -> ClipSet:
+    """``clips`` less some more of those that there were ``before``; ValueError unless that is allowed, or for none."""
+    if not excluded:
+        return clips
+    if not allow_missing:
+        raise ValueError(cannot_be_scored(excluded, len(before.clips)))
+    gone = {one.clip for one in excluded}
+    left = [clip for clip in clips.clips if clip.name not in gone]
+    if not left:
+        raise ValueError(f"no clip is left to score: {excluded[0].clip}: {excluded[0].reason}")
+    origin = dict(clips.origin)
+    if all(clip.frames is not None for clip in left) and "frames" in origin:
+        origin["frames"] = sum(clip.frames or 0 for clip in left)
+    return ClipSet(left, [*clips.excluded, *excluded], origin)
+
+
+class Unscorable(ValueError):
+    """A reconstruction whose pixels are no pixels."""
 
 
 @dataclass
@@ -97,8 +137,8 @@ class Scorer:
         *,
         records: Path | None,
         on_clip: Callable[[str, str], None] | None,
-    ) -> SubjectResult:
-        """The records of all clips and what follows from them."""
+    ) -> tuple[SubjectResult, list[Exclusion]]:
+        """The records of all clips and what follows from them, and the clips that it could not score."""
         for distance in self.distances:
             distance.to(subject.device)
         metrics, missing = scores_for(self.protocol, self.distances)
@@ -106,29 +146,38 @@ class Scorer:
         known: dict[tuple[str, str], dict[str, Any]] = {}
         kept = None
         if records is not None:
-            weights = {distance.key: weights_sha256(distance) for distance in self.distances}
-            conditions = {"subject": identity, "protocol": self.protocol.sha256, "distances": weights}
+            conditions = {"subject": identity, "protocol": self.protocol.sha256, "distances": self.weights}
             kept = ClipRecords(records, subject.name, identity=conditions)
             known = kept.read()
             kept.open()
         cost = subject.cost(clips[0])
         reset_peak_memory(subject.device)
-        done = []
+        done, unscorable = [], []
         for clip in share(clips):
             record = known.get((clip.name, clip.sha256))
             if record is None:
                 if on_clip is not None:
                     on_clip(subject.name, clip.name)
-                record = self.record(subject, clip, metrics)
+                try:
+                    record = self.record(subject, clip, metrics)
+                except Unscorable as error:
+                    unscorable.append(Exclusion(clip.name, str(error)))
+                    continue
                 if kept is not None and clip.sha256:  # what has no known content cannot be recognised later
                     kept.append(record)
             done.append(record)
         of_clip = {record["clip"]: record for record in gathered(done)}
-        ordered = [of_clip[clip.name] for clip in clips]
+        ordered = [of_clip[clip.name] for clip in clips if clip.name in of_clip]
         for record in ordered:
             for key, reason in record["missing"].items():
                 missing.setdefault(key, reason)
-        return SubjectResult(subject.name, identity, ordered, metrics, missing, cost, subject.new_usage())
+        result = SubjectResult(subject.name, identity, ordered, metrics, missing, cost, subject.new_usage())
+        return result, gathered(unscorable)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """The digest of each distance's network."""
+        return {distance.key: weights_sha256(distance) for distance in self.distances}
 
     @torch.no_grad()
     def record(self, subject: Subject, clip: Clip, metrics: Sequence[PairedMetric]) -> dict[str, Any]:
@@ -140,6 +189,10 @@ class Scorer:
         height = width = 0
         for start, video, reference in subject.pairs(clip, counts, usage):
             height, width = video.shape[-2:]
+            try:
+                check_range(video, limit=MISTAKEN_RANGE, name=f"what {subject.name} made of it")
+            except ValueError as error:
+                raise Unscorable(str(error)) from None
             for metric in fresh:
                 if metric.smallest_side > min(height, width):
                     side = metric.smallest_side

@@ -7,20 +7,30 @@ noise of its own, which depends on seed, prompt and index alone: neither batches
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from vidgen.data import find_videos, write_video
 from vidgen.eval.obedience import TextToVideo, videos_of
 from vidgen.eval.protocol import differing_conditions
-from vidgen.eval.report import write_json
+from vidgen.eval.report import peak_memory_megabytes, reset_peak_memory, write_json
 
 SCHEMA = "vidgen.samples/1"
 LONGEST_NAME = 240  # bytes; file systems take 255, and a file has a longer name until it is complete
 Suffix = Literal[".mp4", ""]
+
+
+class SamplingCost(NamedTuple):
+    """What videos took that were just made: ``batch_size`` at once, decoding and the first call's set-up included."""
+
+    videos: int
+    batch_size: int
+    seconds_per_video: float  # wall clock
+    peak_memory_megabytes: float  # as `peak_memory_megabytes`
 
 
 def sample_path(folder: Path, prompt: str, index: int, *, suffix: Suffix) -> Path:
@@ -75,8 +85,8 @@ def sample_videos(
     batch_size: int = 8,
     say: Callable[[str], None] = lambda line: None,
     **call_kwargs: Any,
-) -> None:
-    """Fill `folder` with `samples` videos of each prompt; what is there stays.
+) -> SamplingCost | None:
+    """Fill `folder` with `samples` videos of each prompt; what is there stays. None when all are there.
 
     Args:
         identity: of the model, JSON-able; FOLDER.samples.json keeps it with the settings.
@@ -94,17 +104,25 @@ def sample_videos(
     missing = [place for place, path in paths.items() if not path.exists()]
     say(f"{folder.name}: {len(paths) - len(missing)} of {len(paths)} videos are there")
     pipeline.set_progress_bar_config(disable=True)
+    reset_peak_memory(pipeline.device)
+    seconds = 0.0
     for first in range(0, len(missing), batch_size):
         batch = missing[first : first + batch_size]
+        started = time.perf_counter()
         output = pipeline(
             prompt=[prompt for prompt, _ in batch],
             generator=[torch.Generator().manual_seed(noise_seed(seed, *place)) for place in batch],
             output_type="pt",
             **call_kwargs,
         )
-        for place, video in zip(batch, videos_of(output.frames), strict=True):
+        videos = videos_of(output.frames)
+        seconds += time.perf_counter() - started
+        for place, video in zip(batch, videos, strict=True):
             write_video(paths[place], video, fps=fps)
         say(f"{folder.name}: {len(paths) - len(missing) + first + len(batch)} of {len(paths)} videos")
+    if not missing:
+        return None
+    return SamplingCost(len(missing), batch_size, seconds / len(missing), peak_memory_megabytes(pipeline.device))
 
 
 def noise_seed(seed: int, prompt: str, index: int) -> int:
@@ -112,9 +130,19 @@ def noise_seed(seed: int, prompt: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps([seed, prompt, index]).encode()).digest()[:7], "big")
 
 
+def conditions_file(folder: Path) -> Path:
+    """Where the model and the settings are kept that made the videos of a folder."""
+    return folder.with_name(f"{folder.name}.samples.json")
+
+
+def cost_file(folder: Path) -> Path:
+    """Where it is kept what making the videos of a folder took."""
+    return folder.with_name(f"{folder.name}.cost.json")
+
+
 def _claim(folder: Path, conditions: dict[str, Any]) -> None:
     """Keep the conditions beside the folder, or compare with those that are kept."""
-    kept = folder.with_name(f"{folder.name}.samples.json")
+    kept = conditions_file(folder)
     conditions = {"schema": SCHEMA} | json.loads(json.dumps(conditions))
     if not kept.exists():
         write_json(kept, conditions)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidgen.data import find_videos, iter_frames, probe, to_tensor
+from vidgen.data import VideoError, find_videos, iter_frames, probe, to_tensor
 from vidgen.data.decode import IMAGE_SUFFIXES
 from vidgen.data.video import VIDEO_SUFFIXES
-from vidgen.eval.clips import LOSSLESS, Clip, content_sha256, target_size
+from vidgen.eval.clips import LOSSLESS, Clip, Exclusion, content_sha256, target_size
 from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.protocol import ReconstructionProtocol
+from vidgen.eval.ranks import gathered, share
 from vidgen.latents import Latents
 from vidgen.tokenizers.base import Tokenizer
 
@@ -69,8 +70,8 @@ class Subject(ABC):
         return {}
 
     @abstractmethod
-    def check(self, clips: Sequence[Clip]) -> None:
-        """ValueError for whatever can be seen before work starts."""
+    def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
+        """The clips that can be seen before work starts not to be scorable; ValueError for what concerns them all."""
 
     @property
     def phase_period(self) -> int:
@@ -96,8 +97,9 @@ class TokenizerSubject(Subject):
             "device": self.device.type,
         }
 
-    def check(self, clips: Sequence[Clip]) -> None:
+    def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
         """A tokenizer takes clips of any length and size."""
+        return []
 
     @property
     def phase_period(self) -> int:
@@ -178,40 +180,48 @@ class FolderSubject(Subject):
         self.files = {_bare(str(path.relative_to(folder))): path for path in find_videos(folder)}
 
     def identity(self) -> dict[str, Any]:
-        codecs = sorted({probe(path).codec for path in self.files.values()})
+        codecs = sorted({found for path in self.files.values() if (found := _codec(path)) is not None})
         contents = {name: content_sha256(path) for name, path in sorted(self.files.items())}
         return {"class": "folder", "codecs": codecs, "decoded_lossy": not set(codecs) <= LOSSLESS, "files": contents}
 
-    def check(self, clips: Sequence[Clip]) -> None:
-        lacking = [clip.name for clip in clips if _bare(clip.name) not in self.files]
-        if lacking:
-            raise ValueError(
-                f"{self.folder} has no reconstruction of {len(lacking)} of {len(clips)} clips, such as {lacking[0]}; "
-                "expected a file or folder of the same name, whatever its suffix"
+    def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
+        """Decodes every reconstruction to its end; the processes of a launch share them."""
+        wrong = [(clip.name, self._why_unlike(clip)) for clip in share(clips)]
+        return [Exclusion(name, reason) for name, reason in gathered(wrong) if reason is not None]
+
+    def _why_unlike(self, clip: Clip) -> str | None:
+        """What tells the reconstruction from what is scored; None when they are alike."""
+        path = self.files.get(_bare(clip.name))
+        if path is None:
+            return (
+                f"{self.folder} has no reconstruction of it: expected a file or folder of its name, whatever the suffix"
             )
-        for clip in clips:
-            real, fake = probe(self.originals[clip.name]), probe(self.files[_bare(clip.name)])
-            size = target_size(self.protocol.preprocess, real.height, real.width) or (real.height, real.width)
-            fps = self.protocol.clip.fps or real.fps / self.protocol.clip.stride
-            if size != (fake.height, fake.width) or abs(fps - fake.fps) > 0.01 * fps:
-                raise ValueError(
-                    f"{clip.name} is scored at {size[0]}x{size[1]} and {fps:.2f} frames/s, and its reconstruction in "
-                    f"{self.folder} has {fake.height}x{fake.width} and {fake.fps:.2f} frames/s; make them equal"
-                )
+        try:
+            fake = probe(path)
+            length = sum(1 for _ in iter_frames(path, strict=True))
+        except VideoError as error:
+            return f"its reconstruction is damaged: {error}"
+        real = probe(self.originals[clip.name])
+        size = target_size(self.protocol.preprocess, real.height, real.width) or (real.height, real.width)
+        fps = self.protocol.clip.fps or real.fps / self.protocol.clip.stride
+        if size != (fake.height, fake.width) or abs(fps - fake.fps) > 0.01 * fps:
+            return (
+                f"is scored at {size[0]}x{size[1]} and {fps:.2f} frames/s, and its reconstruction in {self.folder} has "
+                f"{fake.height}x{fake.width} and {fake.fps:.2f} frames/s; make them equal"
+            )
+        frames = sum(chunk.shape[1] for chunk in clip.chunks()) if clip.frames is None else clip.frames
+        if frames != length:
+            return f"has {frames} frames, and its reconstruction in {self.folder} {length}; make them equally long"
+        return None
 
     def pairs(self, clip: Clip, counts: Counts, usage: CodebookUsage | None) -> Iterator[Pair]:
-        path = self.files[_bare(clip.name)]
-        fakes = iter_frames(path, strict=True)
+        fakes = iter_frames(self.files[_bare(clip.name)], strict=True)
         for real in clip.chunks():
             frames = list(islice(fakes, real.shape[1]))
-            if len(frames) < real.shape[1]:
-                missing = counts.frames + len(frames)
-                raise ValueError(f"{path} ends after {missing} frames and {clip.name} does not; make them equally long")
+            assert len(frames) == real.shape[1], "check has compared the lengths"
             yield Pair(counts.frames, to_tensor(np.stack(frames))[None], real[None])
             counts.frames += real.shape[1]
             counts.pixels += real.shape[1] * real.shape[2] * real.shape[3]
-        if next(fakes, None) is not None:
-            raise ValueError(f"{path} goes on after the {counts.frames} frames of {clip.name}; make them equally long")
 
 
 @contextmanager
@@ -283,6 +293,14 @@ def _rate(latents: Latents) -> tuple[int, float]:
     for part, place in zip(latents.spec.parts, places, strict=True):
         bits[place] = sum(float(np.log2(codes)) for codes in part.codebooks)
     return sum(lengths), sum(float(bits[:length].sum()) for length in lengths)
+
+
+def _codec(path: Path) -> str | None:
+    """None of a file that cannot be opened, which `check` reports where a clip wants it."""
+    try:
+        return probe(path).codec
+    except VideoError:
+        return None
 
 
 def _bare(name: str) -> str:

@@ -50,7 +50,7 @@ class Survey:
 
 
 def survey(root: str | Path, *, allow_missing: bool = False) -> Survey:
-    """Look at every video at or below `root`: can it be opened, and is it there twice?
+    """Look at every video at or below `root`: can it be opened, and is it there twice? Only first frames are decoded.
 
     Args:
         allow_missing: leave out what is unreadable or doubled, and say so in `excluded`, instead of an error.
@@ -76,12 +76,24 @@ def survey(root: str | Path, *, allow_missing: bool = False) -> Survey:
         else:
             videos[video.sha256] = video
     if excluded and not allow_missing:
-        some = "; ".join(f"{name}: {reason}" for name, reason in list(excluded.items())[:3])
-        raise ValueError(
-            f"{len(excluded)} of {len(videos) + len(excluded)} videos in {root} cannot be used ({some}); mend or "
-            "remove them, or leave them out with --allow-missing"
-        )
+        raise ValueError(_cannot_be_used(root, excluded, len(videos) + len(excluded)))
     return Survey(root.name, tuple(sorted(videos.values(), key=lambda video: video.name)), excluded)
+
+
+def without(one: Survey, unusable: dict[str, str], *, allow_missing: bool) -> Survey:
+    """The survey less some of its videos, each with the reason; ValueError unless `allow_missing`."""
+    excluded = one.excluded | unusable
+    if unusable and not allow_missing:
+        raise ValueError(_cannot_be_used(one.root, unusable, len(one.videos)))
+    return Survey(one.root, tuple(video for video in one.videos if video.name not in unusable), excluded)
+
+
+def _cannot_be_used(root: str | Path, unusable: dict[str, str], total: int) -> str:
+    some = "; ".join(f"{name}: {reason}" for name, reason in list(unusable.items())[:3])
+    return (
+        f"{len(unusable)} of {total} videos in {root} cannot be used ({some}); mend or remove them, or leave them out "
+        "with --allow-missing"
+    )
 
 
 def check_alike(real: Survey, fake: Survey, *, resampled: bool) -> None:

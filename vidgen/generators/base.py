@@ -105,7 +105,7 @@ def differences(own: LatentSpec, other: LatentSpec) -> str:
     if len(own.parts) != len(other.parts):
         return f"the number of parts ({len(own.parts)}, not {len(other.parts)})"
     of_parts = [field.name for field in fields(LatentPart)]
-    compared = [("", own, other, ["causal", "streamable"])]
+    compared: list[tuple[str, Any, Any, list[str]]] = [("", own, other, ["causal", "streamable"])]
     for mine, theirs in zip(own.parts, other.parts, strict=True):
         compared.append((f" of part {mine.name!r}", mine, theirs, of_parts))
     return ", ".join(

@@ -166,7 +166,7 @@ class MaskedVideoPipeline(VideoPipeline):
         generators = self.prepare_generators(generator, batch)
         pixels = video if strength is None or mask is not None else None
         known = self.prepare_known(pixels, mask, size, batch, of_task=mask is not given)
-        condition = self.build_condition(prompt_embeds, prompt_mask, known)
+        condition: Condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
         condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
         condition = self.steer(condition, control_video, reference_images, size)
