@@ -35,6 +35,18 @@ def square(side: int, *, num_frames: int = 17, **more: Any) -> dict[str, Any]:
     return {"num_frames": num_frames, "height": side, "width": side, **more}
 
 
+# arXiv 2406.09399, all stages
+OMNITOKENIZER = {
+    "pixel_loss": "l1",
+    "pixel_weight": 4.0,
+    "perceptual_weight": 4.0,
+    "adversarial_weight": 0.01,
+    "adaptive_weight": False,
+    "feature_weight": 4.0,
+    "discriminator_start": 0,
+    "discriminator_width": 64,
+}
+
 RECIPES: dict[str, Recipe] = {
     "vidtok": Recipe(
         about="VidTok (arXiv 2412.13061): small frames at 3 a second, frame discriminator from step 20,001, LeCam",
@@ -71,15 +83,8 @@ RECIPES: dict[str, Recipe] = {
     "omnitokenizer-images": Recipe(
         about="OmniTokenizer's first stage (arXiv 2406.09399): single frames alone",
         values={
-            "pixel_loss": "l1",
-            "pixel_weight": 4.0,
-            "perceptual_weight": 4.0,
-            "adversarial_weight": 0.01,
-            "adaptive_weight": False,
-            "feature_weight": 4.0,
+            **OMNITOKENIZER,
             "discriminator_axes": "frames",
-            "discriminator_start": 0,
-            "discriminator_width": 64,
             "image_share": 1.0,
             "optimiser": adam(1e-3),
         },
@@ -87,15 +92,8 @@ RECIPES: dict[str, Recipe] = {
     "omnitokenizer": Recipe(
         about="OmniTokenizer's second stage: images and video 1:1, four resolutions, frame and video discriminators",
         values={
-            "pixel_loss": "l1",
-            "pixel_weight": 4.0,
-            "perceptual_weight": 4.0,
-            "adversarial_weight": 0.01,
-            "adaptive_weight": False,
-            "feature_weight": 4.0,
+            **OMNITOKENIZER,
             "discriminator_axes": "both",
-            "discriminator_start": 0,
-            "discriminator_width": 64,
             "image_share": 0.5,
             "sides": (128, 192, 256, 320),
             "optimiser": adam(5e-5),
@@ -104,15 +102,8 @@ RECIPES: dict[str, Recipe] = {
     "omnitokenizer-progressive": Recipe(
         about="OmniTokenizer's stages in one run: images, then images and video, then four resolutions",
         values={
-            "pixel_loss": "l1",
-            "pixel_weight": 4.0,
-            "perceptual_weight": 4.0,
-            "adversarial_weight": 0.01,
-            "adaptive_weight": False,
-            "feature_weight": 4.0,
+            **OMNITOKENIZER,
             "discriminator_axes": "both",
-            "discriminator_start": 0,
-            "discriminator_width": 64,
             "images_until": 500_000,
             "image_share": 0.5,
             "sides": (128, 192, 256, 320),
