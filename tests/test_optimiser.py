@@ -104,4 +104,4 @@ def test_a_network_without_blocks_is_told_to_use_adamw():
 def test_most_weights_of_the_built_in_generators_are_trained_by_muon(name):
     model = vidgen.load(name).transformer
     share = sum(weight.numel() for weight in block_matrices(model)) / sum(p.numel() for p in model.parameters())
-    assert share > 0.7
+    assert share > 0.5
