@@ -172,7 +172,7 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         level = timestep / LEVELS
         x, patches = hidden_states, self.patches
         if known_tokens is not None and token_state is not None:
-            known = token_state == TokenState.KNOWN
+            known = token_state == int(TokenState.KNOWN)
             x = torch.where(known.unsqueeze(-1), known_tokens.to(x.dtype), x)
             level = torch.where(known, 0.0, level if level.ndim == 2 else level[:, None])
         level = level[:, None] if level.ndim == 1 else level

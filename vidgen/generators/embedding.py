@@ -118,7 +118,7 @@ class KnownEmbedding(nn.Module):
         nn.init.normal_(self.states.weight, std=SCALE)
 
     def forward(self, tokens: Tensor, states: Tensor) -> Tensor:
-        told = (states != TokenState.UNKNOWN).unsqueeze(-1)
+        told = (states != int(TokenState.UNKNOWN)).unsqueeze(-1)
         return torch.where(told, self.from_tokens(tokens) + self.states(states), 0.0)  # all unknown = no condition
 
 
