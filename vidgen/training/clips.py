@@ -66,6 +66,7 @@ def world(data: DataConfig, *, split: str) -> Dataset:
             objects=data.objects,
             seed=seed,
             hold_out=HELD_OUT_PAIRS if data.hold_out else frozenset(),
+            favour=data.favour if split == "train" else (),
         )
     if data.digits_dir is None:
         raise ValueError("--data digits needs the folder with the MNIST files; give it with --digits-dir DIR")

@@ -50,6 +50,8 @@ class DataConfig:
     """Allowed numbers of objects in the built-in worlds; a number named twice is drawn twice as often."""
     hold_out: bool = False
     """Leave 20 of the 32 pairs of colour and shape (`HELD_OUT_PAIRS`) out of all clips of `shapes`."""
+    favour: tuple[str, ...] = ()
+    """Words of objects that the training clips of `shapes` show more often: twice as often if named once, and so on."""
     digits_dir: Path | None = None
     """Folder with the MNIST files, for `digits`."""
     data_seed: int = 0
@@ -64,6 +66,8 @@ class DataConfig:
         check_not_negative(self, "validation_clips", "data_seed")
         if self.hold_out and self.source != "shapes":
             raise ValueError(f"hold_out leaves pairs of the shapes world out, and the data are {self.source}; drop it")
+        if self.favour and self.source != "shapes":
+            raise ValueError(f"favour names words of the shapes world, and the data are {self.source}; drop it")
 
     @property
     def is_world(self) -> bool:
