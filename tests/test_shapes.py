@@ -1,5 +1,7 @@
 """The shapes world: captions say exactly what the pixels show, and item i depends on (seed, i) alone."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -115,9 +117,29 @@ def test_held_out_pairs_never_occur_and_two_objects_differ_in_colour():
         assert first.colour != second.colour
 
 
-@pytest.mark.parametrize("arguments", [{"objects": (3,)}, {"objects": ()}, {"hold_out": frozenset({("pink", "star")})}])
+def test_favoured_words_come_as_often_as_they_are_named_and_the_rest_stays():
+    favour = ("star", "star", "spinning", "small")
+    scenes = [ShapesWorld(objects=(1,), favour=favour).scene(index) for index in range(3000)]
+    shown = Counter(getattr(scene.objects[0], name) for scene in scenes for name in ("size", "shape", "motion"))
+    assert shown["small"] / len(scenes) == pytest.approx(2 / 3, abs=0.03)
+    assert shown["star"] / len(scenes) == pytest.approx(3 / 6, abs=0.03)  # three of it, one of each other shape
+    assert shown["square"] / len(scenes) == pytest.approx(1 / 6, abs=0.03)
+    assert shown["spinning"] / shown["growing"] == pytest.approx(2 * 5 / 6, abs=0.3)  # circles (one in six) never spin
+    assert ShapesWorld(objects=(1,)).scene(7) == ShapesWorld(objects=(1,), favour=()).scene(7)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"objects": (3,)},
+        {"objects": ()},
+        {"hold_out": frozenset({("pink", "star")})},
+        {"favour": ("pink",)},
+        {"favour": ("navy",)},  # a background is no word of an object
+    ],
+)
 def test_impossible_worlds_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"objects|hold_out"):
+    with pytest.raises(ValueError, match=r"objects|hold_out|favour"):
         ShapesWorld(**arguments)
 
 
