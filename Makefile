@@ -6,6 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-from-pyproject
 export HF_HUB_OFFLINE ?= 1
+# AMX ends processes with "Illegal instruction" on some virtual machines (docs/pitfalls.md); CPUs without it lose nothing.
+export ONEDNN_MAX_CPU_ISA ?= AVX512_CORE_FP16
 GPU_SECONDS ?= 570
 
 .DEFAULT_GOAL := help

@@ -27,6 +27,7 @@ from vidgen.training import (
     OptimiserConfig,
     TokenizerRun,
     TrainingDiverged,
+    amx,
     train_tokenizer,
 )
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
@@ -392,6 +393,18 @@ def test_perceptual_distance_trains_from_a_file_on_some_of_the_frames(shared, tm
     run = tiny_run(tmp_path, steps=2, perceptual_weight=0.5, perceptual_weights=weights, perceptual_frames=1)
     train_tokenizer(replace(run, data=replace(run.data, height=32, width=32)), tokenizer=tiny_tokenizer())
     assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_bf16_on_a_cpu_whose_amx_kills_processes_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(amx, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.delenv(amx.CAP, raising=False)
+    run = TokenizerRun(preset="shapes-fsq", output_dir=tmp_path, precision="bf16", device="cpu")
+    with pytest.raises(ValueError, match=r"Illegal instruction.*ONEDNN_MAX_CPU_ISA=AVX512_CORE_FP16"):
+        build_accelerator(run, finds_unused_parameters=False)
+    build_accelerator(replace(run, precision="fp32"), finds_unused_parameters=False)
+    monkeypatch.setenv(amx.CAP, "AVX512_CORE_FP16")
+    build_accelerator(run, finds_unused_parameters=False)
 
 
 def test_config_mistakes_say_what_to_do(tmp_path):

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vidgen.training.amx import check_amx
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
 from vidgen.training.config import OptimiserConfig, Run
 from vidgen.training.critic import DiscriminatorStep, ReconstructionCritic
@@ -414,6 +415,8 @@ def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator
     )
     if run.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; use --precision bf16 or fp32")
+    if run.precision == "bf16" and accelerator.device.type == "cpu":
+        check_amx()
     return accelerator
 
 
