@@ -27,6 +27,6 @@ def check_amx() -> None:
         return
     if subprocess.run([sys.executable, "-c", PROBE], capture_output=True, check=False).returncode == -signal.SIGILL:
         raise ValueError(
-            "bf16 on this CPU ends with 'Illegal instruction': torch uses its AMX unit, which does not work here (seen on "
-            f"virtual machines); set {CAP}=AVX512_CORE_FP16 in the environment, or use --precision fp32"
+            "bf16 on this CPU ends with 'Illegal instruction': torch uses its AMX unit, which does not work here "
+            f"(seen on virtual machines); set {CAP}=AVX512_CORE_FP16 in the environment, or use --precision fp32"
         )
