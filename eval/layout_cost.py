@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
-from torch.utils.flop_counter import FlopCounterMode
 
+from vidgen.eval.flops import count_flops
 from vidgen.eval.report import environment_stamp, write_csv, write_json
 from vidgen.generators.layouts import LAYOUTS, layout_named
 from vidgen.nn.transformer import ModulatedBlock
@@ -56,7 +56,7 @@ def measure(name: str, frames: int, settings: Settings) -> dict[str, Any]:
     turns = torch.randn(2, tokens, settings.width // settings.heads // 2, device=settings.device)
     modulation = torch.randn(1, 1, 6, settings.width, device=settings.device)
     pattern = layout.pattern(grid, 1, 2)
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         block(x, None, None, modulation, pattern, tuple(turns))
     seconds = []
     for _ in range(settings.repeats):

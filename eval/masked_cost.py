@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import vidgen
 from vidgen.conditioning import Condition
+from vidgen.eval.flops import count_flops
 from vidgen.eval.obedience import SELECTION_SEED, evaluate_obedience
 from vidgen.eval.report import environment_stamp, write_csv, write_json
 from vidgen.generators import EfficientMaskedTransformer, MaskedTransformer
@@ -53,7 +53,7 @@ def decode(network: MaskedTransformer, *, size: tuple[int, int, int], steps: int
 
 def cost(network: MaskedTransformer, *, repeats: int, **call: Any) -> dict[str, float]:
     """GFLOP and CPU seconds of a video."""
-    with FlopCounterMode(display=False) as counter:
+    with count_flops() as counter:
         decode(network, **call)
     seconds = []
     for _ in range(repeats):

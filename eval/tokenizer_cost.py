@@ -15,9 +15,9 @@ import tyro
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import vidgen
+from vidgen.eval.flops import count_flops
 from vidgen.eval.report import (
     environment_stamp,
     git_commit,
@@ -75,9 +75,9 @@ def gigaflops(name: str, video: Tensor) -> tuple[float, float]:
     """Encode and decode, counted on tensors without content; attention as its two products, which the counter knows."""
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
         model = build(name)
-        with FlopCounterMode(display=False) as encoding:
+        with count_flops() as encoding:
             latents = model.encode(torch.empty(video.shape))
-        with FlopCounterMode(display=False) as decoding:
+        with count_flops() as decoding:
             model.decode(latents)
     return encoding.get_total_flops() / 1e9, decoding.get_total_flops() / 1e9
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_models import shake
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.conditioning import Condition
+from vidgen.eval.flops import count_flops
 from vidgen.generators import DiffusionTransformer
 from vidgen.generators.layouts import LAYOUTS, layout_named
 from vidgen.kernels import AttentionSpec
@@ -168,7 +168,7 @@ def cost_exponent(attention: str, options: dict | None = None) -> float:
     for frames in (4, 32):
         grid, tokens = (frames, 16, 16), frames * 256
         mixer, turns = layout.mixer(32, 2), (torch.ones(tokens, 8), torch.zeros(tokens, 8))
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), count_flops() as counter:
             mixer(torch.randn(1, tokens, 32), layout.pattern(grid, 0, 1), turns)
         counts.append((math.log(tokens), math.log(counter.get_total_flops())))
     (first, few), (last, many) = counts

@@ -6,8 +6,8 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from vidgen.eval.flops import count_flops
 from vidgen.kernels.ops.linear_attention import (
     _flash_linear_attention,
     bidirectional_linear_attention,
@@ -101,7 +101,7 @@ def test_reversing_the_tokens_reverses_a_bidirectional_scan_of_exchanged_directi
 @pytest.mark.parametrize("by_channel", [False, True])
 def test_twice_the_tokens_cost_twice_the_operations(by_channel):
     def flops(tokens: int) -> int:
-        with FlopCounterMode(display=False) as counter:
+        with count_flops() as counter:
             chunked_linear_attention(*inputs(tokens, by_channel=by_channel), torch.zeros(2, 3, 4, 6))
         return counter.get_total_flops()
 

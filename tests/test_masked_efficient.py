@@ -3,9 +3,9 @@
 import pytest
 import torch
 from tiny_models import SPECS, clip, random_latents, shake, tokenizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.conditioning import Condition, TokenState, WordTextEncoder
+from vidgen.eval.flops import count_flops
 from vidgen.generators import EfficientMaskedTransformer, MaskedTransformer
 from vidgen.generators.masked_efficient import EncodedTokens, Few
 from vidgen.nn.random import seeded
@@ -150,7 +150,7 @@ def flops(pipe: MaskedVideoPipeline) -> int:
 
     def counted(*given, **named):
         nonlocal count
-        with FlopCounterMode(display=False) as counter:
+        with count_flops() as counter:
             output = forward(*given, **named)
         count += counter.get_total_flops()
         return output

@@ -307,7 +307,7 @@ def test_any_prefix_of_a_tail_drop_tokenizer_decodes_and_the_rest_does_not_matte
 def test_more_tokens_of_a_trained_tail_drop_tokenizer_give_a_better_video():
     tokenizer = small("one-d-piece", bottleneck_type="ae", bottleneck_options={"channels": 4})
     video = smooth(8, batch=4)
-    train(tokenizer, video, steps=150)
+    train(tokenizer, video, steps=300)
     latents = tokenizer.encode(video)
     errors = [error(tokenizer, video, prefix(latents, count)) for count in (1, 4, 24)]
     assert errors[0] > errors[1] > errors[2]

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.data import VideoError, find_videos, iter_frames, probe, to_tensor
 from vidgen.data.decode import IMAGE_SUFFIXES
 from vidgen.data.video import VIDEO_SUFFIXES
 from vidgen.eval.clips import LOSSLESS, Clip, Exclusion, content_sha256, target_size
 from vidgen.eval.codebook import CodebookUsage
+from vidgen.eval.flops import count_flops
 from vidgen.eval.protocol import ReconstructionProtocol
 from vidgen.eval.ranks import gathered, share
 from vidgen.latents import Latents
@@ -117,9 +117,9 @@ class TokenizerSubject(Subject):
         if chunk is None:
             raise ValueError(f"clip {clip.name} has no frames")
         video = chunk[None].to(self.device, self.tokenizer.dtype)
-        with frozen(self.tokenizer), FlopCounterMode(display=False) as encoding:
+        with frozen(self.tokenizer), count_flops() as encoding:
             latents = self.tokenizer.encode(video)
-        with frozen(self.tokenizer), FlopCounterMode(display=False) as decoding:
+        with frozen(self.tokenizer), count_flops() as decoding:
             self.tokenizer.decode(latents)
         frames = video.shape[2]
         return columns | {
