@@ -27,18 +27,19 @@ OTHER_TRITON = "3.6.0"  # beside torch 2.11; allocates registers a little worse
 IN_16_BITS = ["32-bf16-frame_causal", "64-bf16-neighborhood", "96-fp16-neighborhood", "128-bf16-frame_causal"]
 IN_FP32 = [f"{head}-fp32-frame_causal" for head in HEAD_SIZES]
 
-# Spilled registers that are allowed, as measured with Triton 3.9 and below with the other one: bytes, and loads and
-# stores in an innermost loop. All other kernels spill nothing.
+# Spilled registers that are allowed: bytes, and loads and stores in an innermost loop. The larger of what was measured
+# with Triton 3.8 and 3.9, and below with the other one. All other kernels spill nothing.
 SPILLED = {
     "80-32-bf16-backward_keys": (16, 0),
-    "80-64-fp32-backward_keys": (8, 0),
+    "80-64-fp32-backward_keys": (16, 0),
     "80-96-fp16-backward_queries": (8, 0),
     "80-96-fp32-forward": (16, 0),
     "86-64-bf16-forward": (16, 0),
     "86-64-bf16-backward_keys": (8, 0),
-    "90-96-fp16-backward_keys": (72, 0),
+    "90-32-fp32-backward_keys": (8, 1),
+    "90-96-fp16-backward_keys": (80, 0),
     "90-96-fp32-forward": (128, 48),
-    "90-128-bf16-backward_keys": (120, 1),
+    "90-128-bf16-backward_keys": (120, 11),
     "100-96-fp32-forward": (136, 46),
 }
 OTHER_SPILLED = {
