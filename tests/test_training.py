@@ -395,6 +395,18 @@ def test_perceptual_distance_trains_from_a_file_on_some_of_the_frames(shared, tm
     assert (tmp_path / "model" / "config.json").is_file()
 
 
+def test_favoured_words_change_the_training_clips_and_leave_validation_as_it_is():
+    data = DataConfig(favour=("spinning",) * 7, objects=(1,), num_frames=1, validation_clips=4)
+    train = training_clips(data)
+    spinning = [train.scene(index).objects[0].motion == "spinning" for index in range(200)]  # pyright: ignore
+    assert sum(spinning) > 50
+    held, plain = validation_clips(data), validation_clips(replace(data, favour=()))
+    assert held is not None and plain is not None
+    assert [held[index]["caption"] for index in range(4)] == [plain[index]["caption"] for index in range(4)]
+    with pytest.raises(ValueError, match="favour names words of the shapes world"):
+        DataConfig(source="digits", favour=("star",))
+
+
 def test_bf16_on_a_cpu_whose_amx_kills_processes_is_refused_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(amx, "PROBE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")

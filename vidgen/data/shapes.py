@@ -142,15 +142,15 @@ def sample_scene(
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in hold_out]
 
     def draw(choices):
-        choices = [choice for choice in choices for _ in range(1 + favour.count(choice))]
-        return choices[int(torch.randint(len(choices), (), generator=generator))]
+        # a choice is a word, a pair of words or a number of objects, and each favour for a word counts
+        words = [choice if isinstance(choice, tuple) else (choice,) for choice in choices]
+        tickets = [i for i, of in enumerate(words) for _ in range(1 + sum(map(favour.count, of)))]
+        return choices[tickets[int(torch.randint(len(tickets), (), generator=generator))]]
 
     drawn: list[ShapeObject] = []
     for _ in range(draw(objects)):
         taken = {item.colour for item in drawn}
-        colour, shape = draw(
-            [pair for pair in pairs if pair[0] not in taken for _ in range(1 + sum(map(favour.count, pair)))]
-        )
+        colour, shape = draw([pair for pair in pairs if pair[0] not in taken])
         motions = [motion for motion in MOTIONS if (shape, motion) != ("circle", "spinning")]
         drawn.append(ShapeObject(draw(list(SIZES)), colour, shape, draw(motions)))
     return Scene(objects=tuple(drawn), background=draw(list(BACKGROUNDS)))

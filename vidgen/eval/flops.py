@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 Shape = tuple[int, ...]
 
 
-def attention_flops(query: Shape, key: Shape, value: Shape, *_args, out_shape=None, **_kwargs) -> int:
+def attention_flops(query: Shape, key: Shape, value: Shape, *_args, **_kwargs) -> int:
     return sdpa_flop_count(query, key, value)
 
 
