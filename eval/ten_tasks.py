@@ -59,10 +59,11 @@ def open_world(data: str, size: VideoSize, digits_dir: Path | None) -> tuple[Any
 
 
 @torch.no_grad()
-def generate(pipe: Any, task: str, batch: list[dict[str, Any]], mask: Tensor, *, seed: int, **call: Any) -> Tensor:
+def generate(
+    pipe: Any, task: str, batch: list[dict[str, Any]], mask: Tensor, *, names: tuple[str, ...], seed: int, **call: Any
+) -> Tensor:
     """Videos `b 3 t h w` in [-1, 1] of a task, as the tokens decode: nothing is pasted."""
-    labels = [item["class_label"] for item in batch]
-    told = {"class_label": labels} if TASKS[task].takes_class else {"prompt": [""] * len(batch)}
+    told = {"prompt": [names[item["class_label"]] if TASKS[task].takes_class else "" for item in batch]}
     if mask.any():
         told |= {"video": torch.stack([item["video"] for item in batch]), "mask": mask}
     frames, height, width = batch[0]["video"].shape[1:]
@@ -156,7 +157,7 @@ def main() -> None:
         first = arguments.seed + 10_000 * len(rows)
         made = torch.cat(
             [
-                generate(pipe, task, batch, mask, seed=first + arguments.batch_size * number, **guided)
+                generate(pipe, task, batch, mask, names=names, seed=first + arguments.batch_size * number, **guided)
                 for number, batch in enumerate(batches)
             ]
         )

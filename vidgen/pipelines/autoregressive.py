@@ -10,9 +10,11 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
-from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, first_tokens
+from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer

@@ -12,9 +12,11 @@ from torch import Tensor
 from vidgen.conditioning import ClassEncoder
 from vidgen.latents import VideoSize
 from vidgen.nn.random import Generators, seeded
-from vidgen.pipelines.base import Prompt, VideoInput, VideoPipeline, count_prompts, draw_seed
+from vidgen.pipelines.base import VideoPipeline, draw_seed
 from vidgen.pipelines.cascade_stages import STAGES, Stage, slowed
+from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.output import VideoPipelineOutput
+from vidgen.pipelines.prompting import Prompt, count_prompts
 
 DESCRIPTION = "cascade.json"
 

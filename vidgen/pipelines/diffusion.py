@@ -16,10 +16,12 @@ from vidgen.latents import VideoSize
 from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.random import Generators, randn
 from vidgen.nn.reduced_attention import ReductionRun, TokenReduction
-from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength
+from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.inversion import FlowInversion
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import denoising
 from vidgen.schedulers.guidance import Branch, Guidance

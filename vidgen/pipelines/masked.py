@@ -12,9 +12,11 @@ from vidgen.conditioning import Condition, TextEncoder, known_mask, task_numbers
 from vidgen.conditioning.tasks import check_task
 from vidgen.generators import MaskedTransformer
 from vidgen.latents import VideoSize
-from vidgen.pipelines.base import Prompt, StepCallback, VideoInput, VideoPipeline
+from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, remasked
+from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
+from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import MaskScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset
 
-from vidgen.data.digits import MovingDigits, digit_classes
+from vidgen.data.digits import DIGIT_CLASSES, MovingDigits, digit_classes
 from vidgen.data.folder import VideoFolder
+from vidgen.data.mixture import Mixture
 from vidgen.data.shapes import HELD_OUT_PAIRS, SHAPE_CLASSES, ShapesWorld
 from vidgen.training.config import DataConfig
 from vidgen.training.order import seed_of
@@ -47,29 +48,40 @@ def class_names(data: DataConfig) -> tuple[str, ...]:
     """Names of the classes of a built-in world's clips, in the order of their labels."""
     if data.source == "digits":
         return digit_classes(data.objects)
-    if data.source != "shapes" or data.objects != (1,):
+    if not data.is_world or data.objects != (1,):
         raise ValueError(
-            "clips have a class in the built-in worlds: --data digits, or --data shapes --objects 1; "
-            f"got --data {data.source}, --objects {' '.join(str(count) for count in data.objects)}"
+            "clips have a class in the built-in worlds: --data digits, or --data shapes or shapes+digits with "
+            f"--objects 1; got --data {data.source}, --objects {' '.join(str(count) for count in data.objects)}"
         )
-    return SHAPE_CLASSES
+    return SHAPE_CLASSES if data.source == "shapes" else SHAPE_CLASSES + DIGIT_CLASSES
 
 
 def world(data: DataConfig, *, split: str) -> Dataset:
-    """The built-in world that the config names: unrelated clips for each split."""
-    seed = data.data_seed if split == "train" else seed_of(data.data_seed, VALIDATION) % 2**31
+    """The built-in world that the config names, or both in turn: unrelated clips for each split."""
     if data.source == "shapes":
-        return ShapesWorld(
-            data.num_frames,
-            data.height,
-            width=data.width,
-            objects=data.objects,
-            seed=seed,
-            hold_out=HELD_OUT_PAIRS if data.hold_out else frozenset(),
-            favour=data.favour if split == "train" else (),
-        )
+        return shapes_world(data, split=split)
+    if data.source == "digits":
+        return moving_digits(data, split=split)
+    return Mixture([shapes_world(data, split=split), moving_digits(data, split=split)], [0, len(SHAPE_CLASSES)])
+
+
+def shapes_world(data: DataConfig, *, split: str) -> ShapesWorld:
+    """The shapes world; what it favours is favoured in training alone."""
+    return ShapesWorld(
+        data.num_frames,
+        data.height,
+        width=data.width,
+        objects=data.objects,
+        seed=world_seed(data, split=split),
+        hold_out=HELD_OUT_PAIRS if data.hold_out else frozenset(),
+        favour=data.favour if split == "train" else (),
+    )
+
+
+def moving_digits(data: DataConfig, *, split: str) -> MovingDigits:
+    """Moving digits; validation has handwriting that training never shows."""
     if data.digits_dir is None:
-        raise ValueError("--data digits needs the folder with the MNIST files; give it with --digits-dir DIR")
+        raise ValueError(f"--data {data.source} needs the folder with the MNIST files; give it with --digits-dir DIR")
     return MovingDigits(
         data.digits_dir,
         "train" if split == "train" else "test",
@@ -77,8 +89,13 @@ def world(data: DataConfig, *, split: str) -> Dataset:
         height=data.height,
         width=data.width,
         digits=data.objects,
-        seed=seed,
+        seed=world_seed(data, split=split),
     )
+
+
+def world_seed(data: DataConfig, *, split: str) -> int:
+    """The seed of a world's clips: validation has one of its own."""
+    return data.data_seed if split == "train" else seed_of(data.data_seed, VALIDATION) % 2**31
 
 
 def video_folder(data: DataConfig, *, clips_per_video: int, captions_required: bool) -> VideoFolder:

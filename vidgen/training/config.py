@@ -11,7 +11,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PerceptualNetwork = Literal["squeezenet", "lpips-alex", "lpips-vgg", "lpips-squeeze"]
 PixelLoss = Literal["own", "l1", "l2", "charbonnier"]
 AdversarialLoss = Literal["hinge", "non-saturating", "non-saturating-smooth"]
-WORLDS = ("shapes", "digits")
+WORLDS = ("shapes", "digits", "shapes+digits")
 
 
 def check_positive(config: Any, *names: str) -> None:
@@ -32,8 +32,8 @@ def check_not_negative(config: Any, *names: str) -> None:
 class DataConfig:
     """Which clips are trained on, and how large they are."""
 
-    source: Annotated[str, arg(name="data", metavar="shapes|digits|DIR")] = "shapes"
-    """Built-in world `shapes` or `digits`, or a folder of videos."""
+    source: Annotated[str, arg(name="data", metavar="shapes|digits|shapes+digits|DIR")] = "shapes"
+    """Built-in world `shapes` or `digits`, or both in turn, or a folder of videos."""
     num_frames: int = 17
     """Frames of a clip."""
     height: int = 64
@@ -64,9 +64,10 @@ class DataConfig:
         if self.fps is not None:
             check_positive(self, "fps")
         check_not_negative(self, "validation_clips", "data_seed")
-        if self.hold_out and self.source != "shapes":
+        shows_shapes = self.source in ("shapes", "shapes+digits")
+        if self.hold_out and not shows_shapes:
             raise ValueError(f"hold_out leaves pairs of the shapes world out, and the data are {self.source}; drop it")
-        if self.favour and self.source != "shapes":
+        if self.favour and not shows_shapes:
             raise ValueError(f"favour names words of the shapes world, and the data are {self.source}; drop it")
 
     @property
