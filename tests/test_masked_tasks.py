@@ -8,6 +8,7 @@ import torch
 from test_training_generator import batch_of, tiny_pipeline, tiny_run, tiny_tokenizer
 from tiny_models import SPECS, random_latents, shake
 
+import vidgen
 from vidgen.conditioning import TASK_NAMES, TASKS, ClassEncoder, Condition, TokenState, known_mask, task_numbers
 from vidgen.data.shapes import SHAPE_CLASSES
 from vidgen.generators import MaskedTransformer
@@ -18,6 +19,7 @@ from vidgen.training import train_generator
 from vidgen.training.clips import collate, training_clips
 from vidgen.training.generator_step import GeneratorStep
 from vidgen.training.latent_cache import collate_encoded, encoded_clips
+from vidgen.training.models import fresh_pipeline, take_weights
 
 
 def network(name: str = "grid of ids", **config) -> MaskedTransformer:
@@ -236,3 +238,27 @@ def test_tasks_need_pixels_and_classes_replace_a_text_encoder(tmp_path):
 def test_collated_clips_without_classes_have_none(tmp_path):
     data = replace(tiny_run(tmp_path).data, objects=(1, 2))
     assert "class_label" not in collate([training_clips(data)[0]])
+
+
+def test_a_model_of_tasks_starts_from_one_without():
+    earlier, later = network(refine_weight=0.5), network(tasks=len(TASKS), reconstruction_weight=0.1)
+    fresh = later.task_embedding.states.weight.clone()
+    with torch.no_grad():
+        for tensor in earlier.parameters():
+            tensor.add_(1)
+    take_weights(later, earlier, source="somewhere")
+    assert torch.equal(later.task_embedding.states.weight, fresh)
+    taken = earlier.state_dict()
+    assert all(
+        torch.equal(tensor, taken[name]) for name, tensor in later.state_dict().items() if "task_embedding" not in name
+    )
+    back = network()
+    take_weights(back, later, source="somewhere")
+    assert all(torch.equal(tensor, taken[name]) for name, tensor in back.state_dict().items())
+
+
+def test_classes_after_words_have_fresh_states(tmp_path):
+    run = replace(tiny_run(tmp_path, classes=True), preset="shapes-tasks", tokenizer=None, init_from="shapes-masked")
+    pipe, words = fresh_pipeline(run), vidgen.load("shapes-masked")
+    assert pipe.text_encoder.class_names == SHAPE_CLASSES
+    assert torch.equal(pipe.transformer.proj_out.to_logits.weight, words.transformer.proj_out.to_logits.weight)

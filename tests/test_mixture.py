@@ -43,7 +43,7 @@ def test_both_worlds_are_one_set_of_clips_and_classes(shared):
 
 
 def test_classes_of_both_worlds_need_one_object():
-    with pytest.raises(ValueError, match="shapes\\+digits with --objects 1; got .* --objects 1 2"):
+    with pytest.raises(ValueError, match=r"shapes\+digits with --objects 1; got .* --objects 1 2"):
         class_names(DataConfig(source="shapes+digits", objects=(1, 2)))
-    with pytest.raises(ValueError, match="--data shapes\\+digits needs the folder with the MNIST files"):
+    with pytest.raises(ValueError, match=r"--data shapes\+digits needs the folder with the MNIST files"):
         training_clips(DataConfig(source="shapes+digits"))

@@ -16,6 +16,12 @@ from vidgen.training.clips import class_names
 from vidgen.training.config import GeneratorRun, TokenizerRun
 
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
+OF_THE_LOSS = ("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight")
+FRESH_WITH_OTHER_TASKS = ("task_embedding.",)
+FRESH_WITH_OTHER_TOKENS = (
+    *FRESH_WITH_OTHER_TASKS,
+    *("bottleneck.", "latent_", "token_embedding.", "known_embedding.", "proj_in.", "proj_out."),
+)
 
 
 def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
@@ -53,7 +59,12 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
                 f"cannot start a {type(pipeline).__name__} from {run.init_from}: that is a {type(earlier).__name__}"
             )
         take_weights(pipeline.transformer, earlier.transformer, source=run.init_from)
-        if pipeline.text_encoder.trained_jointly:
+        hears_the_same = isinstance(earlier.text_encoder, ClassEncoder) == isinstance(
+            pipeline.text_encoder, ClassEncoder
+        )
+        if (
+            pipeline.text_encoder.trained_jointly and hears_the_same
+        ):  # classes after words, or words after classes: fresh
             take_weights(pipeline.text_encoder, earlier.text_encoder, source=run.init_from)
     return pipeline
 
@@ -84,8 +95,8 @@ def check_name(name: str, names: Iterable[str]) -> None:
 def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
-    A tokenizer may have another bottleneck and a generator other tokens: then the layers that touch them stay fresh,
-    and the trunk is taken.
+    A tokenizer may have another bottleneck, a generator other tokens or tasks: then the layers that touch them stay
+    fresh, and the trunk is taken. Weights of losses and the share of dropped prompts may differ.
     """
     kind = type(model).__name__
     if type(earlier) is not type(model):
@@ -93,10 +104,10 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     differing = [
         name
         for name, value in model.config.items()
-        if not name.startswith("_") and name != "text_dropped" and plain(earlier.config.get(name)) != plain(value)
+        if not name.startswith("_") and name not in OF_THE_LOSS and plain(earlier.config.get(name)) != plain(value)
     ]
     for name in differing:
-        if not name.startswith(("bottleneck_", "latent_spec")):
+        if not name.startswith(("bottleneck_", "latent_spec", "tasks")):
             raise ValueError(
                 f"cannot start from {source}: its {name} is {earlier.config.get(name)}, the preset's is "
                 f"{model.config[name]}; choose the preset that it was trained with"
@@ -104,11 +115,11 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     weights = earlier.state_dict()
     if differing:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        of_the_tokens = ("bottleneck.", "latent_", "token_embedding.", "known_embedding.", "proj_in.", "proj_out.")
+        fresh = FRESH_WITH_OTHER_TASKS if differing == ["tasks"] else FRESH_WITH_OTHER_TOKENS
         weights = {
             name: tensor
             for name, tensor in weights.items()
-            if shapes.get(name) == tensor.shape and not name.startswith(of_the_tokens)
+            if shapes.get(name) == tensor.shape and not name.startswith(fresh)
         }
     model.load_state_dict(weights, strict=not differing)
 
