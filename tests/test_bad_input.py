@@ -70,6 +70,7 @@ def test_a_tokenizer_that_came_later_is_refused_with_both_specs(family):
     [
         (MaskedTransformer, {"windows": [(1, 0, 0)]}),
         (PrefixMaskedTransformer, {"windows": [(1, 0, 0)]}),
+        (MaskedTransformer, {"spectral_attention": True}),
         (DiffusionTransformer, {"patch": (1, 2, 2)}),
         (DiffusionTransformer, {"level_frames": 1}),
         *((DiffusionTransformer, {"attention": name}) for name in ("interleaved", "windows", "frame-causal", "linear")),

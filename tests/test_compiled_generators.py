@@ -21,6 +21,7 @@ NETWORKS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "masked": (MaskedTransformer, "grid of ids", {"tasks": 3}),
     "masked windows": (MaskedTransformer, "grid of ids", {"windows": [(1, 0, 0), (0, 1, 2)]}),
     "masked prefix": (PrefixMaskedTransformer, "grid of ids", {}),
+    "masked spectral": (MaskedTransformer, "grid of ids", {"spectral_attention": True}),
     "masked planes": (MaskedTransformer, "three planes", {}),
     "flow": (DiffusionTransformer, "grid of reals", {}),
     "flow patches": (DiffusionTransformer, "grid of reals", {"patch": (1, 2, 2)}),

@@ -166,7 +166,7 @@ def test_a_network_without_a_critic_says_so():
 # --------------------------------------------------------------------------------------------------- number formats
 
 
-@pytest.mark.parametrize("name", ["magvit-b", "enat", "phenaki", "maskvit"])
+@pytest.mark.parametrize("name", ["magvit-b", "enat", "phenaki", "maskvit", "motionaura"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast_sample_and_train_without_nan(name, dtype):
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ PARAMETERS = {
     "shapes-fsq": 2_026_804,
     "shapes-vq": 2_048_312,
     "shapes-kl": 2_049_856,
-    "digits-fsq": 2_026_804,
+    "worlds-fsq": 2_026_804,
     "digits-kl": 2_049_856,
     "real-fsq": 4_815_870,
     "real-kl": 4_889_304,

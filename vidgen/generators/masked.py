@@ -21,7 +21,8 @@ from vidgen.latents import Latents, LatentSpec
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary
 from vidgen.nn.random import Generators, rand
-from vidgen.nn.transformer import TransformerBlock
+from vidgen.nn.spectral import SpectralAttention, frequency_places
+from vidgen.nn.transformer import Attention, TransformerBlock
 from vidgen.schedulers.sampling import SamplingRule
 
 
@@ -39,6 +40,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         reconstruction_weight: of tokens that the network sees and gives back (COMMIT's reconstruction loss).
         windows: (frames, rows, columns) of tokens that attend to each other, one for each layer in turn, 0 = the whole
             axis; () = all tokens. MaskViT (arXiv 2206.11894) takes turns between single frames and tall windows.
+        spectral_attention: self-attention is between the frequencies of each frame (`SpectralAttention`, MotionAura,
+            arXiv 2410.07659), and windows are windows of frequencies.
         self_critic_weight: above 0, a head learns to tell the network's own drawings from true tokens (Phenaki,
             arXiv 2210.02399; Token-Critic, arXiv 2209.04439), and the sampler masks what it doubts.
         action_channels: numbers in an action, one of which leads to each frame (MaskViT); 0 = it takes none.
@@ -65,6 +68,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         refine_weight: float = 1.0,
         reconstruction_weight: float = 0.0,
         windows: Sequence[Sequence[int]] = (),
+        spectral_attention: bool = False,
         self_critic_weight: float = 0.0,
         action_channels: int = 0,
         text_dropped: float | None = None,
@@ -75,8 +79,14 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.spec = LatentSpec.from_json(latent_spec)
         if windows and not self.spec.is_grid:
             raise ValueError(f"windows need tokens on one thw grid, got {self.spec.parts}; leave windows empty")
+        if spectral_attention and not self.spec.is_grid:
+            raise ValueError(
+                f"spectral_attention needs tokens on one thw grid, got {self.spec.parts}; leave it out for such tokens"
+            )
         self.heads = heads
         self.windows = [tuple(window) for window in windows]
+        self.spectral_attention = spectral_attention
+        self.mixer = SpectralAttention if spectral_attention else Attention
         self.token_embedding = TokenEmbedding(self.spec, width)
         self.masked = nn.Parameter(torch.randn(width) * SCALE)
         self.place_embedding = PlaceEmbedding(self.spec, width)
@@ -96,7 +106,7 @@ class MaskedTransformer(Generator, ConfigMixin):
             self.add_references()
 
     def build_block(self, width: int, heads: int, *, expansion: float) -> nn.Module:
-        return TransformerBlock(width, heads, expansion=expansion)
+        return TransformerBlock(width, heads, expansion=expansion, mixer=self.mixer)
 
     def forward(
         self,
@@ -121,7 +131,7 @@ class MaskedTransformer(Generator, ConfigMixin):
             known_tokens, token_state: encoded condition video `b n c` and its states `b n`.
             task: `b` long, which task each sample is.
             control: features `b n d` of the control branch.
-            grid: (t, h, w) of the tokens, for a network with windows.
+            grid: (t, h, w) of the tokens, for a network with windows or spectral attention.
         """
         x = self.embed(tokens, masked, coordinates, known_tokens, token_state, control)
         states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
@@ -150,22 +160,36 @@ class MaskedTransformer(Generator, ConfigMixin):
 
     def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor, grid: Grid | None) -> Tensor:
         """The layers: embedded tokens `b n d`, condition states and who sees them -> `b n d`."""
-        turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
-        for block, pattern in zip(self.transformer_blocks, self.patterns(x.shape[1], grid), strict=True):
+        patterns = self.patterns(x.shape[1], grid)
+        turns = rotary(self.places(coordinates, grid), x.shape[-1] // self.heads)
+        for block, pattern in zip(self.transformer_blocks, patterns, strict=True):
             x = block(x, states, mask, pattern, turns)
         return x
+
+    def places(self, coordinates: Tensor, grid: Grid | None) -> Tensor:
+        """`n 3`: where self-attention finds the tokens, or the frequencies in their place."""
+        places = positions(coordinates, self.spec.unit)
+        return places if grid is None or not self.spectral_attention else frequency_places(places, grid)
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether the network has to know the (t, h, w) of its tokens."""
+        return bool(self.windows) or self.spectral_attention
 
     def patterns(self, tokens: int, grid: Grid | None, *, prefix: int = 0) -> list[AttentionSpec]:
         """Which tokens see each other in each layer, behind a prefix that sees and is seen by all."""
         layers = range(len(self.transformer_blocks))
-        if not self.windows:
+        if not self.needs_grid:
             return [AttentionSpec.sequence(tokens, prefix=prefix) for _ in layers]
         if grid is None:
-            raise ValueError("windows need the (t, h, w) of the tokens: give grid, as condition_inputs does")
+            raise ValueError(
+                "windows and spectral attention need the (t, h, w) of the tokens: give grid, as condition_inputs does"
+            )
         frames, rows, columns = grid
+        windows = self.windows or [(0, 0, 0)]
         patterns = []
         for layer in layers:
-            t, y, x = self.windows[layer % len(self.windows)]
+            t, y, x = windows[layer % len(windows)]
             window = (t or frames, y or rows, x or columns)
             patterns.append(AttentionSpec.swin3d((frames, rows, columns), window, prefix=prefix))
         return patterns
@@ -179,7 +203,7 @@ class MaskedTransformer(Generator, ConfigMixin):
 
     def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
         inputs = {**super().condition_inputs(condition, coordinates), "task": condition.task}
-        return {**inputs, "grid": token_extents(coordinates)} if self.windows else inputs
+        return {**inputs, "grid": token_extents(coordinates)} if self.needs_grid else inputs
 
     def with_actions(self, condition: Condition, actions: Tensor) -> Condition:
         """The condition with the action that leads to each frame, `b t a`, as more states (MaskViT)."""

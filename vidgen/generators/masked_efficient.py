@@ -84,7 +84,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
 
     Args:
         decoder_layers: layers over the masked tokens.
-        latent_spec … self_critic_weight: those of `MaskedTransformer`, but for `windows` and `action_channels`.
+        latent_spec … self_critic_weight: those of `MaskedTransformer`, but for `windows`, `spectral_attention` and
+            `action_channels`.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["SparseBlock"]

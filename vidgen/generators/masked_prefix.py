@@ -10,17 +10,17 @@ from vidgen.generators.masked import MaskedTransformer
 from vidgen.generators.patches import Grid
 from vidgen.kernels import AttentionSpec
 from vidgen.nn.norms import RMSNorm
-from vidgen.nn.positions import positions, rotary
+from vidgen.nn.positions import rotary
 from vidgen.nn.transformer import Attention, FeedForward, Rotary
 
 
 class PlainBlock(nn.Module):
-    """Pre-norm block: x + self-attention, + feed-forward."""
+    """Pre-norm block: x + self-attention (or `mixer` in its place), + feed-forward."""
 
-    def __init__(self, width: int, heads: int, *, expansion: float) -> None:
+    def __init__(self, width: int, heads: int, *, expansion: float, mixer: type[Attention] = Attention) -> None:
         super().__init__()
         self.norm_attn = RMSNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = mixer(width, heads)
         self.norm_ff = RMSNorm(width)
         self.ff = FeedForward(width, expansion=expansion)
 
@@ -41,7 +41,7 @@ class PrefixMaskedTransformer(MaskedTransformer):
     _repeated_blocks: ClassVar[list[str]] = ["PlainBlock"]
 
     def build_block(self, width: int, heads: int, *, expansion: float) -> nn.Module:
-        return PlainBlock(width, heads, expansion=expansion)
+        return PlainBlock(width, heads, expansion=expansion, mixer=self.mixer)
 
     def trunk(self, x: Tensor, states: Tensor, mask: Tensor, coordinates: Tensor, grid: Grid | None) -> Tensor:
         if mask.ndim != 2:
@@ -50,7 +50,7 @@ class PrefixMaskedTransformer(MaskedTransformer):
         prefix = told.shape[1]
         patterns = self.patterns(x.shape[1], grid, prefix=prefix)
         x = torch.cat([told, x], dim=1)
-        places = positions(coordinates, self.spec.unit)
+        places = self.places(coordinates, grid)
         places = torch.cat([places.new_zeros(prefix, 3), places])
         turns = rotary(places, x.shape[-1] // self.heads)
         for block, pattern in zip(self.transformer_blocks, patterns, strict=True):

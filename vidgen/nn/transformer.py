@@ -124,12 +124,12 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: x + self-attention, + cross-attention, + feed-forward."""
+    """Pre-norm block: x + self-attention (or `mixer` in its place), + cross-attention, + feed-forward."""
 
-    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
+    def __init__(self, width: int, heads: int, *, expansion: float = 4.0, mixer: type[Attention] = Attention) -> None:
         super().__init__()
         self.norm_attn = RMSNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = mixer(width, heads)
         self.norm_cross = RMSNorm(width)
         self.cross_attn = CrossAttention(width, heads)
         self.norm_ff = RMSNorm(width)

@@ -9,7 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  
 from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
-from vidgen.generators.sequence import AutoregressiveGenerator, at_positions
+from vidgen.generators.sequence import AutoregressiveGenerator, at_positions, stacked, with_negatives
 from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, first_tokens
 from vidgen.pipelines.given import VideoInput
@@ -164,6 +164,9 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         order = self.transformer.order(coordinates)
         inputs = self.transformer.sequence_inputs(condition, coordinates, order)
+        branches = 1  # with guidance the batch holds each video twice: weights are read once for both
+        if negative_prompt_embeds is not None and negative_mask is not None:
+            inputs, branches = with_negatives(inputs, negative_prompt_embeds, negative_mask), 2
 
         rule = SamplingRule(
             temperature=temperature,
@@ -179,11 +182,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         limits = self.transformer.limits(inputs["coordinates"])
         self.scheduler.set_timesteps(len(order.sizes), device=device, sizes=order.sizes)
         self._num_timesteps = len(order.sizes)
-        count = unknown.shape[1]
-        caches = self.transformer.empty_caches(batch, count, states=prompt_embeds.shape[1])
-        caches_without = None
-        if negative_prompt_embeds is not None:
-            caches_without = self.transformer.empty_caches(batch, count, states=negative_prompt_embeds.shape[1])
+        states = inputs["encoder_hidden_states"].shape[1]
+        caches = self.transformer.empty_caches(branches * batch, unknown.shape[1], states=states)
         sample = given[:, :0]
 
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
@@ -192,17 +192,13 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                     continue
                 self._current_timestep = t
                 start, end = sample.shape[1], sample.shape[1] + order.sizes[i]
-                previous = None if i == 0 else sample[:, start - order.sizes[i] : start]
-                here = {**at_positions(inputs, slice(start, end)), "encoder_hidden_states": prompt_embeds}
-                hidden = self.transformer(previous, **here, caches=caches)
-                without = None
-                if negative_prompt_embeds is not None:  # also while guidance is off: its cache must not have gaps
-                    other = {**here, "encoder_hidden_states": negative_prompt_embeds}
-                    other["encoder_attention_mask"] = negative_mask
-                    without = self.transformer(previous, **other, caches=caches_without)
+                previous = None if i == 0 else sample[:, start - order.sizes[i] : start].repeat(branches, 1, 1)
+                # both branches, also while guidance is off: the cache must not have gaps
+                hidden = self.transformer(previous, **at_positions(inputs, slice(start, end)), caches=caches)
+                hidden, *without = hidden.split(batch)
                 prediction, _ = self.transformer.proj_out.sample(
                     hidden,
-                    without,
+                    without[0] if without else None,
                     self.scheduler.guidance_at(start, self.guidance_scale) if self.do_classifier_free_guidance else 1.0,
                     generators=generators,
                     rule=rule,
@@ -215,6 +211,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
                     tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
                     sample, prompt_embeds, negative_prompt_embeds = tensors
+                    inputs["encoder_hidden_states"] = stacked(prompt_embeds, negative_prompt_embeds)
                 progress.update()
 
         self._current_timestep = None

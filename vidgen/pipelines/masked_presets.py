@@ -15,9 +15,9 @@ L = {"width": 1024, "layers": 24, "heads": 16}
 MAGVIT_CALL = {**VIDEO_SIZE, "num_inference_steps": 12}
 
 MASKED_PRESETS: dict[str, PipelinePreset] = {
-    "shapes-tasks": PipelinePreset(
-        about="ten tasks from one masked transformer on 4,096 codes, the built-in worlds",
-        tokenizer="shapes-fsq",
+    "worlds-tasks": PipelinePreset(
+        about="ten tasks from one masked transformer on 4,096 codes, shapes and digits by class",
+        tokenizer="worlds-fsq",
         generator=MaskedTransformer,
         config={**SMALL, **COMMIT},
         text={"width": 96, "layers": 1, "heads": 3},
@@ -103,10 +103,10 @@ MASKED_PRESETS: dict[str, PipelinePreset] = {
         defaults={**VIDEO_SIZE, "num_inference_steps": 12, "guidance_scale": 3.0},
     ),
     "motionaura": PipelinePreset(
-        about="discrete diffusion over learned codes from text (MotionAura)",
+        about="discrete diffusion over learned codes from text, attention between frequencies (MotionAura)",
         tokenizer="base-vq",
         generator=MaskedTransformer,
-        config=L,
+        config={**L, "spectral_attention": True},
         text={"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 128},
         scheduler={"remask": 0.05},
         scheduler_class=AbsorbingScheduler,

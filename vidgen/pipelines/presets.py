@@ -36,7 +36,7 @@ SHAPES_FLOW = PipelinePreset(
     defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
-    SHAPES_MASKED, about="masked transformer on 1,000 codes, the moving digits", tokenizer="digits-fsq"
+    SHAPES_MASKED, about="masked transformer on 4,096 codes, the moving digits", tokenizer="worlds-fsq"
 )
 DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
 

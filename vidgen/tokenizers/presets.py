@@ -85,6 +85,12 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_options={"levels": [8, 8, 8, 8]},
         **SHAPES,
     ),
+    "worlds-fsq": causal_conv(
+        "4,096 codes at 4×8×8 for the shapes world and moving digits",
+        bottleneck_type="fsq",
+        bottleneck_options={"levels": [8, 8, 8, 8]},
+        **SHAPES,
+    ),
     "shapes-vq": causal_conv(
         "1,024 learned codes at 4×8×8 for the shapes world",
         bottleneck_type="vq",
@@ -108,12 +114,6 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_type="kl",
         bottleneck_options={"channels": 16, "weight": 1e-6},
         **REAL,
-    ),
-    "digits-fsq": causal_conv(
-        "1,000 codes at 4×8×8 for the moving digits",
-        bottleneck_type="fsq",
-        bottleneck_options={"levels": [8, 5, 5, 5]},
-        **SHAPES,
     ),
     "digits-kl": causal_conv(
         "8 real channels at 4×8×8 for the moving digits",
