@@ -258,7 +258,9 @@ def test_a_model_of_tasks_starts_from_one_without():
 
 
 def test_classes_after_words_have_fresh_states(tmp_path):
-    run = replace(tiny_run(tmp_path, classes=True), preset="worlds-tasks", tokenizer="shapes-fsq", init_from="shapes-masked")
+    run = replace(
+        tiny_run(tmp_path, classes=True), preset="worlds-tasks", tokenizer="shapes-fsq", init_from="shapes-masked"
+    )
     pipe, words = fresh_pipeline(run), vidgen.load("shapes-masked")
     assert pipe.text_encoder.class_names == SHAPE_CLASSES
     assert torch.equal(pipe.transformer.proj_out.to_logits.weight, words.transformer.proj_out.to_logits.weight)

@@ -23,6 +23,7 @@ ENTRIES = (
     Entry("generate", "vidgen.cli.generate", "make a video from a prompt"),
     Entry("reconstruct", "vidgen.cli.reconstruct", "send a clip through a tokenizer and back"),
     Entry("tokenize", "vidgen.cli.tokenize", "write the tokens of every clip in a folder"),
+    Entry("detokenize", "vidgen.cli.detokenize", "make videos of such tokens again"),
     Entry("eval recon", "vidgen.cli.eval_recon", "score tokenizers on clips: quality, size, speed"),
     Entry("eval rd", "vidgen.cli.eval_rd", "quality over bits: tokenizers beside x264, x265, AV1 and VP9"),
     Entry("eval generation", "vidgen.cli.eval_generation", "score generators: prompts obeyed, motion, variety"),

@@ -138,7 +138,7 @@ def sampled(command: Command, model: str) -> Path:
 
     from vidgen.eval.report import write_json
     from vidgen.eval.samples import cost_file, sample_videos
-    from vidgen.eval.subjects import weights_sha256
+    from vidgen.nn.fingerprint import weights_sha256
 
     place = command.keep or (command.output or Path()).with_suffix(".videos")
     folder = place / Path(model).name

@@ -38,6 +38,15 @@ def load_tokenizer(name: str, *, device: str, precision: Precision) -> "Tokenize
     return model.to(place)  # pyright: ignore[reportArgumentType]  diffusers' decorator hides self
 
 
+def load_identified_tokenizer(name: str, *, device: str, precision: Precision) -> "tuple[Tokenizer, str]":
+    """The tokenizer called `name` and the hash of its weights as they are in float32, whatever it then computes in."""
+    from vidgen.nn.fingerprint import weights_sha256
+
+    tokenizer = load_tokenizer(name, device="cpu", precision="fp32")
+    identity = weights_sha256(tokenizer)
+    return tokenizer.to(pick_device(device), torch_dtype(precision)), identity  # pyright: ignore[reportArgumentType]
+
+
 def load_pipeline(name: str, *, device: str, precision: Precision) -> Any:
     """The pipeline called `name` (built-in name, folder, hub id), ready for inference: a `VideoPipeline`."""
     from vidgen.pipelines.base import VideoPipeline
@@ -52,11 +61,16 @@ def load_pipeline(name: str, *, device: str, precision: Precision) -> Any:
 
 
 def _load(name: str, precision: Precision) -> Any:
-    import torch
     from diffusers.utils import logging
 
     import vidgen
 
     logging.disable_progress_bar()  # of loading, which takes a moment here; sampling keeps its own
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return vidgen.load(name, dtype=dtype)
+    return vidgen.load(name, dtype=torch_dtype(precision))
+
+
+def torch_dtype(precision: Precision) -> "torch.dtype":
+    """What torch calls it."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

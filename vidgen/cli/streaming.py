@@ -38,7 +38,13 @@ def tokens_of(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Latents:
 
 def reconstructed(tokenizer: Tokenizer, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The frames (`h w 3` uint8) that come back from the tokens of `frames`: as many, of the same size."""
-    for chunk in tokenizer.decode_chunks(encoded(tokenizer, frames)):
+    yield from decoded(tokenizer, encoded(tokenizer, frames))
+
+
+def decoded(tokenizer: Tokenizer, latents: Iterable[Latents]) -> Iterator[np.ndarray]:
+    """The frames (`h w 3` uint8) of tokens that come in chunks."""
+    on_device = (chunk.to(tokenizer.device, tokenizer.dtype) for chunk in latents)
+    for chunk in tokenizer.decode_chunks(on_device):
         yield from to_frames(rearrange(chunk.float(), "1 c t h w -> c t h w"))
 
 

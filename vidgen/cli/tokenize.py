@@ -8,15 +8,15 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from vidgen.cli import one_line
-from vidgen.cli.loading import Precision, load_tokenizer
+from vidgen.cli.loading import Precision, load_identified_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Write the tokens of every clip in a folder: one safetensors file for each, under the same name.
 
-    Read a file back with `vidgen.latents.Latents.load(FILE)`; `tokenizer.decode` makes it a video again. A clip that
-    cannot be read is named and left out, the others are written, and the exit code is 2.
+    `vidgen detokenize` makes them videos again; `vidgen.latents.Latents.load(FILE)` reads one for `tokenizer.decode`. A
+    clip that cannot be read is named and left out, the others are written, and the exit code is 2.
 
     Example: vidgen tokenize clips/ --tokenizer shapes-fsq -o tokens/
     """
@@ -38,13 +38,16 @@ def run(command: Command) -> None:
     import torch
 
     from vidgen.cli.streaming import tokens_of
-    from vidgen.data import VideoError, find_videos, iter_frames
+    from vidgen.data import VideoError, find_videos, iter_frames, probe
 
     clips = find_videos(command.folder)
-    tokenizer = load_tokenizer(command.tokenizer, device=command.device, precision=command.precision)
+    tokenizer, weights = load_identified_tokenizer(
+        command.tokenizer, device=command.device, precision=command.precision
+    )
     unreadable = 0
     for clip in clips:
         try:
+            rate = probe(clip).fps
             with torch.inference_mode():
                 latents = tokens_of(tokenizer, iter_frames(clip))
         except VideoError as error:
@@ -54,7 +57,7 @@ def run(command: Command) -> None:
         below = clip.relative_to(command.folder) if command.folder.is_dir() else Path(clip.name)
         path = command.output / below.with_name(f"{below.name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        latents.metadata["tokenizer"] = command.tokenizer
+        latents.metadata.update(tokenizer=command.tokenizer, weights_sha256=weights, fps=f"{rate:g}")
         latents.save(path)
         frames, height, width = latents.size
         print(f"{path}: {latents.tokens.shape[1]} tokens of {frames} frames of {width}x{height}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vidgen.data import to_frames
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
-from vidgen.eval.subjects import weights_sha256
+from vidgen.nn.fingerprint import weights_sha256
 
 BATCH_FRAMES = 16
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from vidgen.eval.perceptual import FrameDistance
 from vidgen.eval.pixels import to_levels
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
-from vidgen.eval.subjects import weights_sha256
+from vidgen.nn.fingerprint import weights_sha256
 
 RMS_KEY = "diversity.rms.rgb"
 

@@ -26,7 +26,8 @@ from vidgen.eval.ranks import gathered, share
 from vidgen.eval.recon_report import ReconstructionReport, SubjectResult
 from vidgen.eval.reconstruction import scores_for
 from vidgen.eval.report import environment_stamp, peak_memory_megabytes, reset_peak_memory
-from vidgen.eval.subjects import Counts, Subject, TokenizerSubject, weights_sha256
+from vidgen.eval.subjects import Counts, Subject, TokenizerSubject
+from vidgen.nn.fingerprint import weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 
 __all__ = ["Clip", "clips_from_dataset", "clips_from_files", "evaluate", "evaluate_reconstruction"]

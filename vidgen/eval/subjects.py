@@ -23,6 +23,7 @@ from vidgen.eval.flops import count_flops
 from vidgen.eval.protocol import ReconstructionProtocol
 from vidgen.eval.ranks import gathered, share
 from vidgen.latents import Latents
+from vidgen.nn.fingerprint import weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 
 
@@ -235,15 +236,6 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for weight in wanting:
             weight.requires_grad_(True)
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Of all parameters and buffers that are saved, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class _Clock:

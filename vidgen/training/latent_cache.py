@@ -10,11 +10,12 @@ import torch
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from vidgen.conditioning import TextEncoder
+from vidgen.nn.fingerprint import weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.training.checkpoint import write_folder
 
@@ -23,20 +24,17 @@ BATCH_CLIPS = 8
 HEADER = "cache.json"
 
 
-def weights_hash(model: nn.Module, *, config: dict[str, Any]) -> str:
-    """Hash of a model's class, configuration and every weight."""
-    digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def identity(model: Any) -> str:
+    """Hash of a model's class, configuration and weights."""
+    described = json.dumps(dict(model.config), sort_keys=True, default=str)
+    return hashlib.sha256(f"{type(model).__name__} {described} {weights_sha256(model)}".encode()).hexdigest()
 
 
 def cache_key(tokenizer: Tokenizer, text_encoder: TextEncoder | None, *, clips: dict[str, Any]) -> str:
     """Hash of the networks and of the facts that decide which clips they see."""
-    parts = [weights_hash(tokenizer, config=dict(tokenizer.config)), json.dumps(clips, sort_keys=True, default=str)]
+    parts = [identity(tokenizer), json.dumps(clips, sort_keys=True, default=str)]
     if text_encoder is not None:
-        parts.append(weights_hash(text_encoder, config=dict(text_encoder.config)))
+        parts.append(identity(text_encoder))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from vidgen.eval.extractors.base import FeatureExtractor
 from vidgen.eval.extractors.weights import Weights, identify
 from vidgen.eval.perceptual import SqueezeNetFeatures
-from vidgen.eval.subjects import weights_sha256
+from vidgen.nn.fingerprint import weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 
 BATCH_FRAMES = 8
