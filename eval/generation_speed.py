@@ -1,6 +1,12 @@
-"""How fast is generation? Each family and diffusers' transformers: `python eval/generation_speed.py -o FILE.csv`."""
+"""How fast is generation? Each family and diffusers' transformers: `python eval/generation_speed.py -o FILE.csv`.
 
+With `--llamagen DIR`, a checkout of FoundationVision/LlamaGen, also its cached decoder beside ours: both decode after
+120 condition states (as many as its text models have), the same tokens out of the same number of codes.
+"""
+
+import importlib
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -31,9 +37,13 @@ from vidgen.pipelines.preset import FAMILIES
 from vidgen.schedulers import SamplingRule
 
 TEXT_WIDTH, WORDS, CHANNELS = 256, 32, 16
+GUIDANCE = 5.0
+DECODING = {"decode": 1.0, "decode guided": GUIDANCE}
+CAPTION = 120  # condition states of LlamaGen's text models, whatever the prompt
 PROMPT = "a large red circle moving left on a navy background"
 SAMPLERS = ("masked-12", "ar-uncached", "ar-cached", "llama-cached", "llama-regions", "llama-frames", "flow-50-guided")
 NETWORKS = ("vidgen", "latte", "cogvideox")
+LLAMAGEN_NETWORK = "autoregressive/models/gpt.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +68,23 @@ class Settings:
     """Rows that make a whole video's tokens."""
     networks: tuple[str, ...] = NETWORKS
     """Rows that run one diffusion network forward, and forward and backward."""
+    llamagen: Path | None = None
+    """A checkout of FoundationVision/LlamaGen: its decoder and ours, without and with guidance."""
+
+    def __post_init__(self) -> None:
+        if self.llamagen is not None and not (self.llamagen / LLAMAGEN_NETWORK).is_file():
+            raise ValueError(
+                f"expected a checkout of FoundationVision/LlamaGen, but {self.llamagen} holds no {LLAMAGEN_NETWORK}; "
+                "give the folder that git clone made"
+            )
 
     @property
     def size(self) -> VideoSize:
         return 13, 8 * self.side, 8 * self.side
+
+    @property
+    def tokens(self) -> int:
+        return 4 * self.side**2
 
 
 def seconds(work: Callable[[], Any], settings: Settings) -> float:
@@ -94,26 +117,30 @@ def sampler(name: str, settings: Settings) -> tuple[nn.Module, Callable[[], Any]
         "llama-cached": (LlamaTransformer, {}, {}),
         "llama-regions": (LlamaTransformer, {"group": "regions"}, {}),
         "llama-frames": (LlamaTransformer, {"group": "frame"}, {}),
-        "flow-50-guided": (DiffusionTransformer, {}, {"num_inference_steps": 50, "guidance_scale": 5.0}),
+        "flow-50-guided": (DiffusionTransformer, {}, {"num_inference_steps": 50, "guidance_scale": GUIDANCE}),
     }
     kind, config, call = family[name]
     tokenizer: Any = vidgen.build("base-kl" if kind is DiffusionTransformer else "base-fsq").eval()
     network = network_of(kind, tokenizer.spec, settings, **config)
-    pipeline_class, scheduler = FAMILIES[kind]
+    pipe = pipeline_of(tokenizer, network, settings)
+    if name == "ar-uncached":
+        return network, partial(sample_uncached, network, pipe.text_encoder, settings)
+    return network, partial(sample_tokens, pipe, settings, prompt=PROMPT, **{"guidance_scale": 1.0, **call})
+
+
+def pipeline_of(tokenizer: Any, network: Any, settings: Settings) -> Any:
+    pipeline_class, scheduler = FAMILIES[type(network)]
     text_encoder = WordTextEncoder(width=TEXT_WIDTH, layers=1)
     pipe: Any = pipeline_class(tokenizer, text_encoder, network, scheduler())  # pyright: ignore
     pipe.to(settings.device).set_progress_bar_config(disable=True)
-    if name == "ar-uncached":
-        return network, partial(sample_uncached, network, text_encoder, settings)
+    return pipe
+
+
+def sample_tokens(pipe: Any, settings: Settings, **call: Any) -> Any:
     frames, height, width = settings.size
-    shape = {"num_frames": frames, "height": height, "width": width}
-    return network, lambda: pipe(
-        PROMPT,
-        **shape,
-        **{"guidance_scale": 1.0, **call},
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-    )
+    generator = torch.Generator().manual_seed(0)
+    size = {"num_frames": frames, "height": height, "width": width}
+    return pipe(**size, **call, generator=generator, output_type="latent")
 
 
 def network_of(kind: type[Generator], spec: LatentSpec, settings: Settings, **config: Any) -> Any:
@@ -145,14 +172,33 @@ def sample_uncached(network: AutoregressiveGenerator, text_encoder: WordTextEnco
     return sample
 
 
-@torch.no_grad()
-def measure_sampler(name: str, settings: Settings) -> dict[str, Any]:
-    """One row; meant for a process of its own, whose peak memory it reports."""
-    torch.set_num_threads(1)
-    network, work = sampler(name, settings)
-    before = peak_memory_megabytes(settings.device)
-    best = seconds(work, settings)
-    return row(name, "sample", network, best, before, settings)
+# ------------------------------------------------------------------------------------- a cached decoder beside ours
+
+
+def decoder(name: str, guidance: float, settings: Settings) -> tuple[nn.Module, Callable[[], Any]]:
+    """Llama blocks, ours or LlamaGen's, and a call that makes all tokens of a video with them."""
+    tokenizer: Any = vidgen.build("base-vq").eval()
+    if name == "vidgen":
+        network = network_of(LlamaTransformer, tokenizer.spec, settings)
+        text = torch.randn(1, CAPTION - 1, TEXT_WIDTH)  # ours puts one in front: "nothing was said"
+        pipe = pipeline_of(tokenizer, network, settings)
+        return network, partial(sample_tokens, pipe, settings, prompt_embeds=text, guidance_scale=guidance)
+    sys.path.insert(0, str(settings.llamagen))
+    gpt, generation = (importlib.import_module(f"autoregressive.models.{name}") for name in ("gpt", "generate"))
+    torch.manual_seed(0)
+    config = gpt.ModelArgs(
+        dim=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        model_type="t2i",
+        caption_dim=TEXT_WIDTH,
+        cls_token_num=CAPTION,
+        vocab_size=tokenizer.spec.parts[0].codebooks[0],
+        block_size=settings.tokens,
+    )
+    network = gpt.Transformer(config).to(settings.device).eval()
+    text = torch.randn(1, CAPTION, TEXT_WIDTH, device=settings.device)
+    return network, lambda: generation.generate(network, text, settings.tokens, cfg_scale=guidance)
 
 
 # ------------------------------------------------------------------------------------------------- single networks
@@ -219,48 +265,56 @@ def diffusion_network(name: str, settings: Settings) -> tuple[nn.Module, Callabl
     return network, lambda: network(noisy, encoder_hidden_states=text, timestep=steps).sample
 
 
-def measure_network(name: str, work: str, settings: Settings) -> dict[str, Any]:
-    """One row, of a run "forward" or "forward+backward"."""
+# -------------------------------------------------------------------------------------------------------- the table
+
+
+def measure(name: str, work: str, settings: Settings) -> dict[str, Any]:
+    """One row; meant for a process of its own, whose peak memory it reports."""
     torch.set_num_threads(1)
-    network, forward = diffusion_network(name, settings)
-    before = peak_memory_megabytes(settings.device)
-    if work == "forward":
-        best = seconds(torch.no_grad()(forward), settings)
+    if work == "sample":
+        network, call = sampler(name, settings)
+    elif work in DECODING:
+        network, call = decoder(name, DECODING[work], settings)
     else:
-        best = seconds(lambda: forward().square().mean().backward(), settings)
-    return row(name, work, network, best, before, settings)
-
-
-def row(name: str, work: str, network: nn.Module, best: float, before: float, settings: Settings) -> dict[str, Any]:
+        network, call = diffusion_network(name, settings)
+    before = peak_memory_megabytes(settings.device)
+    if work == "forward+backward":
+        best = seconds(lambda: call().square().mean().backward(), settings)
+    else:
+        best = seconds(torch.no_grad()(call), settings)
     return {
         "name": name,
         "work": work,
         "parameters_million": round(sum(weight.numel() for weight in network.parameters()) / 1e6, 2),
-        "tokens": 4 * settings.side**2,
+        "tokens": settings.tokens,
         "seconds": round(best, 5),
+        "tokens_per_second": round(settings.tokens / best, 1),
         "memory_built_mb": round(before),
         "memory_peak_mb": round(peak_memory_megabytes(settings.device)),
     }
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows and how many times as fast each is as the slowest way: uncached decoding, or the slowest network."""
-    slowest = {
-        work: max(line["seconds"] for line in rows if line["work"] == work) for work in {r["work"] for r in rows}
-    }
-    return [{**line, "times_faster_than_slowest": round(slowest[line["work"]] / line["seconds"], 2)} for line in rows]
+    """The rows, how many times as fast each is as the slowest way to do its work, and ours over LlamaGen's seconds."""
+    for line in rows:
+        others = {other["name"]: other["seconds"] for other in rows if other["work"] == line["work"]}
+        line["times_faster_than_slowest"] = round(max(others.values()) / line["seconds"], 2)
+        if "llamagen" in others:
+            line["times_llamagen_seconds"] = round(line["seconds"] / others["llamagen"], 3)
+    return rows
 
 
 def main() -> None:
     """Measure each row in a fresh process, print the table, write CSV and JSON."""
     settings = tyro.cli(Settings, description=__doc__)
-    jobs: list[Callable[[], dict[str, Any]]] = [partial(measure_sampler, name, settings) for name in settings.samplers]
-    for work in ("forward", "forward+backward"):
-        jobs += [partial(measure_network, name, work, settings) for name in settings.networks]
+    cases = [(name, "sample") for name in settings.samplers]
+    if settings.llamagen is not None:
+        cases += [(name, work) for work in DECODING for name in ("vidgen", "llamagen")]
+    cases += [(name, work) for work in ("forward", "forward+backward") for name in settings.networks]
     rows = []
-    for job in jobs:
+    for name, work in cases:
         with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            rows.append(fresh.submit(job).result())
+            rows.append(fresh.submit(measure, name, work, settings).result())
         print(", ".join(f"{column} {value}" for column, value in rows[-1].items()), flush=True)
     rows = with_ratios(rows)
     result = {

@@ -10,10 +10,10 @@ from tiny_models import random_latents as random_latents_of
 
 import vidgen
 from vidgen.conditioning import Condition, TokenState, WordTextEncoder
-from vidgen.generators import LlamaTransformer
+from vidgen.generators import AutoregressiveTransformer, LlamaTransformer
 from vidgen.generators.depth_head import DepthHead
 from vidgen.generators.mixture_head import MixtureHead
-from vidgen.generators.sequence import at_positions
+from vidgen.generators.sequence import at_positions, with_negatives
 from vidgen.generators.token_order import token_order
 from vidgen.latents import LatentPart, LatentSpec
 from vidgen.nn.random import seeded
@@ -100,6 +100,28 @@ def test_states_that_were_not_said_and_other_samples_change_nothing():
     assert (hidden(llama, latents, text)[1:] - hidden(llama, latents[1:], alone)).abs().max() <= 1e-5
     heard = replace(text, states=text.states + mask[..., None])
     assert (hidden(llama, latents, text) - hidden(llama, latents, heard)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("said", [1, 5], ids=["shorter", "longer"])
+@pytest.mark.parametrize("kind", ["llama", "cross-attention", "cross-attention under a timeline"])
+def test_both_branches_of_guidance_in_one_batch_are_what_they_are_alone(kind, said):
+    spec, latents = SPECS["grid of ids"], random_latents(SPECS["grid of ids"])
+    network: Any = model()
+    if kind != "llama":
+        network = AutoregressiveTransformer(spec.to_json(), text_width=WIDTH, width=24, layers=2, heads=2).eval()
+        shake(network)
+    text = condition(known=latents)
+    if "timeline" in kind:
+        text = replace(text, frames=torch.tensor([[[0, 2], [2, 4], [0, 4]]]).expand(2, -1, -1))
+    coordinates = latents.spec.coordinates(SIZE)
+    order = network.order(coordinates)
+    inputs, fed = network.sequence_inputs(text, coordinates, order), latents.ids[:, order.fed]
+    states, mask = torch.randn(2, said, WIDTH), torch.ones(2, said, dtype=torch.bool)
+    other = {**inputs, "encoder_hidden_states": states, "encoder_attention_mask": mask}
+    alone = torch.cat([network(fed, **inputs), network(fed, **other)])
+    assert (network(fed.repeat(2, 1, 1), **with_negatives(inputs, states, mask)) - alone).abs().max() <= 1e-5
+    assert (alone[:2] - alone[2:]).abs().max() > 1e-3
 
 
 @torch.no_grad()

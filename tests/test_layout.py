@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "pipelines": {"latents", "kernels", "nn", "bottlenecks", "schedulers", "conditioning", "tokenizers", "generators"},
     "codec": {"latents", "kernels", "nn", "bottlenecks", "schedulers", "conditioning", "tokenizers", "generators"},
     "data": {"latents"},
-    "eval": {"latents", "data", "tokenizers.base", "generators.base", "pipelines.base"},
+    "eval": {"latents", "data", "nn.fingerprint", "tokenizers.base", "generators.base", "pipelines.base"},
     "training": {
         "front door",
         "latents",

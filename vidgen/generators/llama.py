@@ -105,10 +105,10 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         """
         batch, count = encoder_hidden_states.shape[0], coordinates.shape[0]
         missing = count - (0 if previous is None else previous.shape[1])
-        x = self.start.expand(batch, missing, -1).to(self.dtype)
-        if previous is not None:
-            x = torch.cat([x, self.token_embedding(previous)], dim=1)
-        x = x + self.place_embedding(coordinates)
+        parts = [] if previous is None else [self.token_embedding(previous)]
+        if missing > 0:  # the start alone: finding out the dtype takes longer than a small block
+            parts = [self.start.expand(batch, missing, -1).to(self.dtype), *parts]
+        x = torch.cat(parts, dim=1) + self.place_embedding(coordinates)
         if known_tokens is not None:
             x = x + self.known_embedding(known_tokens, token_state)
         if control is not None:

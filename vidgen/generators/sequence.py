@@ -3,7 +3,9 @@
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vidgen.conditioning import Condition, TokenState
 from vidgen.generators.base import Generator, token_weights
@@ -12,7 +14,8 @@ from vidgen.generators.token_order import TokenOrder, token_order
 from vidgen.latents import Latents
 from vidgen.nn.random import Generators
 
-PER_TOKEN = ("coordinates", "groups", "known_tokens", "token_state", "control")
+PER_SAMPLE = ("known_tokens", "token_state", "control")
+PER_TOKEN = ("coordinates", "groups", *PER_SAMPLE)
 
 
 class AutoregressiveGenerator(Generator):
@@ -63,3 +66,28 @@ def reordered(name: str, value: Any, tokens: Tensor | slice) -> Any:
 def at_positions(inputs: dict[str, Any], positions: slice) -> dict[str, Any]:
     """The inputs of `forward` at some positions."""
     return {name: reordered(name, value, positions) for name, value in inputs.items()}
+
+
+def with_negatives(inputs: dict[str, Any], states: Tensor, mask: Tensor) -> dict[str, Any]:
+    """The inputs of `forward` for a batch of twice the size: the samples, then again under negative states.
+
+    Args:
+        states, mask: negative condition states `b l d` and bool `b l`, of any length.
+    """
+    own = inputs["encoder_attention_mask"]
+    if own.ndim == 3:
+        mask = mask[:, None].expand(-1, own.shape[1], -1)
+    return {
+        **inputs,
+        **{name: torch.cat([inputs[name]] * 2) for name in PER_SAMPLE if inputs.get(name) is not None},
+        "encoder_hidden_states": stacked(inputs["encoder_hidden_states"], states),
+        "encoder_attention_mask": stacked(own.unsqueeze(-1), mask.unsqueeze(-1)).squeeze(-1),
+    }
+
+
+def stacked(states: Tensor, negative_states: Tensor | None) -> Tensor:
+    """`b … l d` and `b … m d` to `2b … max(l, m) d`, filled up with zeros."""
+    if negative_states is None:
+        return states
+    length = max(states.shape[-2], negative_states.shape[-2])
+    return torch.cat([F.pad(one, (0, 0, 0, length - one.shape[-2])) for one in (states, negative_states)])

@@ -20,7 +20,8 @@ class StaticCache:
     """Keys and values of all layers in memory of fixed size.
 
     What a query sees is a mask over all places, filled or not: decoding runs with the same shapes at every step, and
-    `torch.compile` makes one graph of it.
+    `torch.compile` makes one graph of it. Eager on a CPU, where shapes cost nothing and memory traffic is the cost, the
+    mask ends with the last place that is filled, and attention reads no further.
 
     Args:
         keys, values: `layers b h n d`.
@@ -42,17 +43,18 @@ class StaticCache:
         return cls(like.new_zeros(shape), like.new_zeros(shape), groups, torch.zeros((), dtype=torch.long).to(groups))
 
     def admit(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in positions of groups `b m`: their places `m` and which places they see, `b 1 m n`."""
+        """Take in positions of groups `b m`: their places `m` and which of the first n places they see, `b 1 m n`."""
         places = self.filled + torch.arange(groups.shape[1], device=groups.device)
         self.groups.index_copy_(1, places, groups)
         self.filled += groups.shape[1]
-        return places, visible(groups, self.groups)
+        fixed_shapes = torch.compiler.is_compiling() or groups.device.type != "cpu"
+        return places, visible(groups, self.groups if fixed_shapes else self.groups[:, : int(self.filled)])
 
-    def append(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values `b h m d` of one layer and give back all places."""
+    def append(self, layer: int, places: Tensor, keys: Tensor, values: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
+        """Store keys and values `b h m d` of one layer and give back the first `count` places."""
         self.keys[layer].index_copy_(2, places, keys.to(self.keys.dtype))
         self.values[layer].index_copy_(2, places, values.to(self.values.dtype))
-        return self.keys[layer], self.values[layer]
+        return self.keys[layer, :, :, :count], self.values[layer, :, :, :count]
 
 
 def visible(queries: Tensor, keys: Tensor) -> Tensor:
@@ -85,10 +87,10 @@ class LlamaAttention(nn.Module):
         layer: int = 0,
         places: Tensor | None = None,
     ) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = rotate(q, *turns), rotate(k, *turns)
-        if cache is not None and places is not None:
-            k, v = cache.append(layer, places, k, v)
+        qkv = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        (q, k), v = rotate(qkv[:2], *turns), qkv[2]
+        if cache is not None and places is not None and mask is not None:
+            k, v = cache.append(layer, places, k, v, count=mask.shape[-1])
         if mask is None:
             attended = attention3d(q, k, v, AttentionSpec.sequence(k.shape[2]))
         else:

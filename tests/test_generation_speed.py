@@ -1,0 +1,81 @@
+"""Does the table of generation speeds set a public decoder up like ours, and compare those that do the same work?"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GPT = """
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class ModelArgs:
+    dim: int
+    n_layer: int
+    n_head: int
+    model_type: str
+    caption_dim: int
+    cls_token_num: int
+    vocab_size: int
+    block_size: int
+
+class Transformer(nn.Linear):
+    def __init__(self, config):
+        super().__init__(2, 3)
+        self.config = config
+"""
+GENERATE = """
+def generate(model, cond, max_new_tokens, cfg_scale):
+    return model.config, tuple(cond.shape), max_new_tokens, cfg_scale
+"""
+
+
+@pytest.fixture(scope="module")
+def speed(repository: Path) -> Any:
+    """The recipe as a module."""
+    described = importlib.util.spec_from_file_location("generation_speed", repository / "eval" / "generation_speed.py")
+    assert described is not None and described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    sys.modules["generation_speed"] = module
+    described.loader.exec_module(module)
+    return module
+
+
+def test_a_folder_that_is_no_checkout_of_llamagen_is_refused(speed, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds no autoregressive/models/gpt\.py; give the folder that git clone made"
+    ):
+        speed.Settings(output=tmp_path / "speed.csv", llamagen=tmp_path)
+
+
+def test_the_public_decoder_has_the_shape_of_ours(speed, tmp_path, monkeypatch):
+    models = tmp_path / "autoregressive" / "models"
+    models.mkdir(parents=True)
+    (models / "gpt.py").write_text(GPT)
+    (models / "generate.py").write_text(GENERATE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    settings = speed.Settings(output=tmp_path / "speed.csv", llamagen=tmp_path, width=64, layers=2, heads=2, side=2)
+    network, call = speed.decoder("llamagen", 5.0, settings)
+    ours, _ = speed.decoder("vidgen", 5.0, settings)
+    config, condition, tokens, guidance = call()
+    assert not network.training
+    assert (config.dim, config.n_layer, config.n_head) == (64, 2, 2)
+    assert (tokens, guidance, config.block_size) == (16, 5.0, 16)
+    assert config.vocab_size == sum(ours.proj_out.digits.sizes) == 8192
+    states = ours.empty_caches(1, tokens, states=speed.CAPTION - 1).groups.shape[1] - tokens
+    assert condition == (1, config.cls_token_num, config.caption_dim) == (1, states, ours.config.text_width)
+
+
+def test_ratios_compare_those_that_do_the_same_work(speed):
+    rows = [
+        {"name": "vidgen", "work": "decode", "seconds": 3.0},
+        {"name": "llamagen", "work": "decode", "seconds": 4.0},
+        {"name": "masked-12", "work": "sample", "seconds": 9.0},
+    ]
+    ours, theirs, masked = speed.with_ratios(rows)
+    assert (ours["times_llamagen_seconds"], theirs["times_llamagen_seconds"]) == (0.75, 1.0)
+    assert ours["times_faster_than_slowest"] == 1.33
+    assert "times_llamagen_seconds" not in masked
