@@ -49,7 +49,8 @@ from vidgen.tokenizers import DiffusersAutoencoderTokenizer
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results"
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
-TOKENIZERS = ("shapes-fsq", "shapes-kl")
+TOKENIZERS = ("shapes-fsq", "shapes-kl")  # of these pipelines
+RECONSTRUCTED = (*TOKENIZERS, "worlds-fsq")
 # one clip of each real source of the shared folder, those without damage
 REAL_CLIPS = (
     "asl_book.mkv",
@@ -193,7 +194,7 @@ def reconstruction(shared: Path | None) -> dict[str, ReconstructionReport]:
     Beside them on the real clips autoencoders of diffusers with random weights, whose cost is all that they tell.
     """
     own: list[Subject] = []
-    for name in TOKENIZERS:
+    for name in RECONSTRUCTED:
         tokenizer: Any = vidgen.load(name)
         own.append(TokenizerSubject(tokenizer, name))
     protocol = get_protocol("recon.v1", ReconstructionProtocol)

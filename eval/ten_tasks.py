@@ -3,7 +3,8 @@
 Clips are of the world's validation split, have one object and move. A task's error is the mean squared error over the
 generated pixels, before the known ones are pasted over them, beside that of its baseline and of the tokenizer (the
 clip itself, encoded and decoded). Class tasks also say how often the class is read back, from their own videos and
-against the next clip's class. Writes eval/results/ten_tasks_DATA.csv, .json and .png.
+against the next clip's class. Writes eval/results/ten_tasks_DATA.csv, .json and .png: from left to right the clip,
+what was given, what was made, the baseline.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from vidgen.eval.interval import wilson_interval
 from vidgen.eval.report import environment_stamp, write_csv, write_json
 from vidgen.eval.task_baselines import BASELINES, DigitJudge, region_error
 from vidgen.latents import VideoSize
+from vidgen.loading import PRETRAINED
 from vidgen.nn.random import seeded
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -122,6 +124,11 @@ def picture_row(task: str, truth: Tensor, made: Tensor, mask: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+def as_image(picture: Tensor) -> Image.Image:
+    """`3 h w` in [-1, 1] as an image, values beyond cut off."""
+    return Image.fromarray(((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or built-in name of a masked pipeline that is told tasks and classes")
@@ -135,6 +142,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the class tasks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, default=RESULTS)
+    parser.add_argument("--pictures", type=Path, help="folder for a picture of each task, TASK.png")
     arguments = parser.parse_args()
 
     pipe: Any = vidgen.load(arguments.model)
@@ -168,15 +176,25 @@ def main() -> None:
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}, flush=True)
 
     stem = f"ten_tasks_{arguments.data}"
-    settings = {name: str(value) for name, value in vars(arguments).items() if name not in ("output_dir", "digits_dir")}
+    settings = {
+        name: str(value)
+        for name, value in vars(arguments).items()
+        if name not in ("output_dir", "digits_dir", "pictures")
+    }
     settings["model"] = os.path.basename(os.path.normpath(arguments.model))
     report = {"schema": "vidgen.ten_tasks/1", "settings": settings, "environment": environment_stamp(), "tasks": rows}
     write_json(arguments.output_dir / f"{stem}.json", report)
     write_csv(arguments.output_dir / f"{stem}.csv", rows)
     sheet = torch.cat([torch.nn.functional.pad(row, (0, 0, 0, GAP), value=1.0) for row in pictures], dim=1)
-    pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(arguments.output_dir / f"{stem}.png")
-    print(f"better than the baseline on {sum(row['better'] for row in rows)} of {len(rows)} tasks")
+    as_image(sheet).save(arguments.output_dir / f"{stem}.png")
+    if arguments.pictures is not None:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)
+        for task, picture in zip(TASKS, pictures, strict=True):
+            as_image(picture).save(arguments.pictures / f"{task}.png")
+    better = f"better than the baseline on {sum(row['better'] for row in rows)} of {len(rows)} tasks ({arguments.data})"
+    if arguments.data == "shapes" and (PRETRAINED / arguments.model).is_dir():
+        write_json(PRETRAINED / arguments.model / "scores.json", {"summary": better})
+    print(better)
 
 
 if __name__ == "__main__":

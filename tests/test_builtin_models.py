@@ -1,31 +1,37 @@
 """The models that come with vidgen: they load offline, are small, say where they come from, and make videos."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
 
 import vidgen
+from vidgen.conditioning import known_mask
+from vidgen.data.shapes import ShapesWorld
 from vidgen.eval.detector import judge
 from vidgen.eval.obedience import evaluate_obedience
+from vidgen.eval.task_baselines import BASELINES, region_error
 from vidgen.loading import PRETRAINED
+from vidgen.nn.random import seeded
 from vidgen.pipelines import VideoPipeline
 from vidgen.tokenizers import Tokenizer
 
-TOKENIZERS = ("shapes-fsq", "shapes-kl")
+TOKENIZERS = ("shapes-fsq", "shapes-kl", "worlds-fsq")
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
+OF_TASKS = "worlds-tasks"
 PROMPT = "a large yellow star moving right on a navy background"
 
 
 def test_the_promised_names_are_there():
-    assert set(vidgen.builtin_names()) == {*TOKENIZERS, *PIPELINES}
+    assert set(vidgen.builtin_names()) == {*TOKENIZERS, *PIPELINES, OF_TASKS}
 
 
 def test_all_weights_together_take_at_most_40_megabytes():
     assert sum(file.stat().st_size for file in PRETRAINED.rglob("*.safetensors")) <= 40e6
 
 
-@pytest.mark.parametrize("name", TOKENIZERS + PIPELINES)
+@pytest.mark.parametrize("name", (*TOKENIZERS, *PIPELINES, OF_TASKS))
 def test_each_model_says_how_it_was_made(name):
     made = json.loads((PRETRAINED / name / "made.json").read_text())
     run = json.loads((PRETRAINED / name / "run.json").read_text())
@@ -64,3 +70,20 @@ def test_a_fixed_sample_of_prompts_is_obeyed(name):
     pipeline.set_progress_bar_config(disable=True)
     attributes = evaluate_obedience(pipeline, num_prompts=10, seed=3, split="selection", batch_size=10)["attributes"]
     assert attributes["colour_motion_background"]["right"] >= 7 and attributes["all_right"]["right"] >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["frame_interpolation", "central_outpainting", "dynamic_inpainting"])
+def test_tasks_are_done_better_than_by_their_baselines(task):
+    """Without the known pixels put back; all ten are in `eval/results/ten_tasks_shapes.csv`."""
+    pipeline = vidgen.load(OF_TASKS)
+    pipeline.set_progress_bar_config(disable=True)
+    mask = known_mask(task, (17, 64, 64), frames=5)
+    clips = islice((item["video"] for item in ShapesWorld(objects=(1,), seed=9) if "still" not in item["caption"]), 10)
+    videos = torch.stack(list(clips))
+    noise = seeded(list(range(10)))
+    tokens = pipeline([""] * 10, task=task, video=videos, mask=mask, generator=noise, output_type="latent").frames
+    made = pipeline.decode(tokens, "pt").transpose(1, 2) * 2 - 1
+    simple = torch.stack([BASELINES[task](video, mask[0]) for video in videos])
+    errors = [sum(region_error(one, video, mask[0]) for one, video in zip(tried, videos)) for tried in (made, simple)]
+    assert errors[0] < 0.8 * errors[1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -85,7 +86,7 @@ def test_digits_of_another_hand_are_read_back(shared):
 def test_the_suite_writes_a_table_and_a_picture(tmp_path, repository):
     class_pipeline().save_pretrained(tmp_path / "model")
     command = [sys.executable, "eval/ten_tasks.py", str(tmp_path / "model"), "--clips", "2", "--batch-size", "2"]
-    command += ["--frames", "1", "--steps", "2", "--output-dir", str(tmp_path)]
+    command += ["--frames", "1", "--steps", "2", "--output-dir", str(tmp_path), "--pictures", str(tmp_path / "rows")]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = list(csv.DictReader((tmp_path / "ten_tasks_shapes.csv").read_text().splitlines()))
@@ -96,3 +97,15 @@ def test_the_suite_writes_a_table_and_a_picture(tmp_path, repository):
     assert len(report["tasks"]) == 10
     assert str(tmp_path) not in json.dumps(report["settings"])
     assert (tmp_path / "ten_tasks_shapes.png").stat().st_size > 1000
+    assert sorted(file.stem for file in (tmp_path / "rows").iterdir()) == sorted(TASKS)
+
+
+def test_the_calls_of_the_ten_tasks_run_as_they_are_written(repository):
+    section = (repository / "pipelines" / "README.md").read_text().split("## Ten tasks")[1].split("\n## ")[0]
+    names: dict[str, object] = {}
+    exec(compile(section.split("```python\n")[1].split("```")[0], "README.md", "exec"), names)
+    calls = re.findall(r"\| `(pipe\(.*?\))` \| !\[\]\(\.\./(.*?)\)", section)
+    assert sorted(re.findall(r'task="(\w+)"', " ".join(call for call, _ in calls))) == sorted(TASKS)
+    for call, picture in calls:
+        assert len(eval(call, names).frames[0]) == 17
+        assert (repository / picture).stat().st_size > 1000
