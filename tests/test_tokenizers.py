@@ -423,7 +423,7 @@ def test_training_lowers_the_error_of_what_encode_and_decode_give_back(bottlenec
 
     before = error()
     optimiser = torch.optim.Adam(tokenizer.train().parameters(), lr=5e-3)
-    for step in range(40):
+    for step in range(60):
         losses = tokenizer.training_losses(video, generators=seeded([step, step + 1000]))
         optimiser.zero_grad()
         sum(losses.values(), torch.zeros(())).backward()
