@@ -194,7 +194,8 @@ def main() -> None:
         for task, picture in zip(TASKS, pictures, strict=True):
             as_image(picture).save(arguments.pictures / f"{task}.png")
     better = f"better than the baseline on {sum(row['better'] for row in rows)} of {len(rows)} tasks ({arguments.data})"
-    if arguments.data == "shapes" and (PRETRAINED / arguments.model).is_dir():
+    is_official = arguments.output_dir == RESULTS and arguments.model in vidgen.builtin_names()
+    if is_official and arguments.data == "shapes":
         write_json(PRETRAINED / arguments.model / "scores.json", {"summary": better})
     print(better)
 

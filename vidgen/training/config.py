@@ -11,7 +11,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PerceptualNetwork = Literal["squeezenet", "lpips-alex", "lpips-vgg", "lpips-squeeze"]
 PixelLoss = Literal["own", "l1", "l2", "charbonnier"]
 AdversarialLoss = Literal["hinge", "non-saturating", "non-saturating-smooth"]
-WORLDS = ("shapes", "digits", "shapes+digits")
+SHAPES_WORLDS = ("shapes", "shapes+digits")
+WORLDS = (*SHAPES_WORLDS, "digits")
 
 
 def check_positive(config: Any, *names: str) -> None:
@@ -64,10 +65,9 @@ class DataConfig:
         if self.fps is not None:
             check_positive(self, "fps")
         check_not_negative(self, "validation_clips", "data_seed")
-        shows_shapes = self.source in ("shapes", "shapes+digits")
-        if self.hold_out and not shows_shapes:
+        if self.hold_out and self.source not in SHAPES_WORLDS:
             raise ValueError(f"hold_out leaves pairs of the shapes world out, and the data are {self.source}; drop it")
-        if self.favour and not shows_shapes:
+        if self.favour and self.source not in SHAPES_WORLDS:
             raise ValueError(f"favour names words of the shapes world, and the data are {self.source}; drop it")
 
     @property

@@ -13,7 +13,7 @@ from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training.clips import class_names
-from vidgen.training.config import GeneratorRun, TokenizerRun
+from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
 
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_THE_LOSS = ("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight")
@@ -37,7 +37,10 @@ def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
 
 
 def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
-    """The preset of a run on the run's tokenizer with fresh weights, or with those of `init_from`."""
+    """The preset of a run on the run's tokenizer with fresh weights, or with those of `init_from`.
+
+    States of classes stay fresh when the earlier model was told words, and the other way round.
+    """
     check_name(run.preset, PIPELINE_PRESETS)
     preset = PIPELINE_PRESETS[run.preset]
     if run.data.hold_out:
@@ -59,13 +62,9 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
                 f"cannot start a {type(pipeline).__name__} from {run.init_from}: that is a {type(earlier).__name__}"
             )
         take_weights(pipeline.transformer, earlier.transformer, source=run.init_from)
-        hears_the_same = isinstance(earlier.text_encoder, ClassEncoder) == isinstance(
-            pipeline.text_encoder, ClassEncoder
-        )
-        if (
-            pipeline.text_encoder.trained_jointly and hears_the_same
-        ):  # classes after words, or words after classes: fresh
-            take_weights(pipeline.text_encoder, earlier.text_encoder, source=run.init_from)
+        told, before = pipeline.text_encoder, earlier.text_encoder
+        if told.trained_jointly and isinstance(told, ClassEncoder) == isinstance(before, ClassEncoder):
+            take_weights(told, before, source=run.init_from)
     return pipeline
 
 
@@ -76,7 +75,7 @@ def check_held_out(source: str) -> None:
     if described is None:
         return
     data = json.loads(described.read_text())["data"]
-    if data["source"].startswith("shapes") and not data.get("hold_out", False):
+    if data["source"] in SHAPES_WORLDS and not data.get("hold_out", False):
         raise ValueError(
             f"--hold-out promises that pairs of colour and shape are never seen, and {source} was trained on all of "
             "them; train it with --hold-out too, or leave the flag out"
