@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,18 @@ def test_finished_rows_are_not_trained_again_and_the_table_keeps_them(run: Any, 
     assert before[0] in after and {row["name"] for row in after} == {"conv/vq", "conv/bsq"}
     assert run("--worlds", "shapes", "--seeds", "5", "--only", "conv/vq") == 0
     assert [(row["name"], row["seed"]) for row in table(tmp_path)] == [("conv/vq", 0), ("conv/bsq", 0), ("conv/vq", 5)]
+
+
+def test_the_table_alone_is_enough_to_go_on(run: Any, tmp_path: Path, capsys: Any):
+    assert run("--worlds", "shapes", "--only", "conv/vq") == 0
+    before = table(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    assert run("--worlds", "shapes", "--only", "conv/vq", "conv/bsq") == 0
+    assert "1 rows to train" in capsys.readouterr().out
+    assert table(tmp_path)[0] == before[0] and len(table(tmp_path)) == 2
+    shutil.rmtree(tmp_path / "run")
+    assert run("--worlds", "shapes", "--only", "conv/vq", "--batch-size", "2", "--learning-rate", "1e-4") == 2
+    assert "another learning_rate" in capsys.readouterr().err and len(table(tmp_path)) == 2
 
 
 def test_a_stopped_row_goes_on_from_its_checkpoint(

@@ -2,8 +2,9 @@
 
 Every bottleneck on one trunk and every trunk on one bottleneck (`vidgen/tokenizers/comparison.py`), on the same clips
 for the same steps, in the shapes world and on real clips that are split by source. Hours in all: stop it whenever you
-like, the same command goes on where it was. Each row has a folder with `row.json` once it is finished; a row whose loss
-was no number or that failed in another way says so in the table, and the next one begins.
+like, the same command goes on where it was, and with the table alone on another machine too. Each row has a folder with
+`row.json` once it is finished; a row whose loss was no number or that failed in another way says so in the table, and
+the next one begins.
 """
 
 import json
@@ -14,7 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -280,25 +281,29 @@ def write_table(settings: Settings) -> None:
     seeds = {int(path.parent.name.removeprefix("seed-")) for path in settings.output_dir.glob("*/*/seed-*/row.json")}
     every = [Row(name, world, seed) for seed in sorted(seeds) for world in get_args(World) for name in COMPARED]
     rows = [found for row in every if (found := row.finished(settings)) is not None]
-    pieces = settings.pieces / DESCRIPTION
     table = [{column: value for column, value in row.items() if column != "prefix_psnr"} for row in rows]
     write_csv(settings.results, table)
-    conditions = json.loads(json.dumps(asdict(settings), default=str))
     write_json(
         settings.results.with_suffix(".json"),
         {
             "rows": rows,
             "conventions": CONVENTIONS,
             "protocol": PROTOCOL.to_json(),
-            "settings": {
-                name: conditions[name] for name in ("steps", "batch_size", "learning_rate", "precision", "tiny")
-            },
-            "real_clips": json.loads(pieces.read_text()) if pieces.is_file() else None,
+            "settings": conditions(settings),
+            "real_clips": real_clips(settings),
             "environment": environment_stamp(),
         },
     )
     for name, chart in charts(rows).items():
         settings.results.with_name(f"{settings.results.stem}_{name}.svg").write_text(chart, encoding="utf-8")
+
+
+def real_clips(settings: Settings) -> dict[str, Any] | None:
+    """Sources and pieces of the real clips, as cut here or as the table already says."""
+    pieces, table = settings.pieces / DESCRIPTION, settings.results.with_suffix(".json")
+    if pieces.is_file():
+        return json.loads(pieces.read_text())
+    return json.loads(table.read_text())["real_clips"] if table.is_file() else None
 
 
 def charts(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -328,25 +333,42 @@ def charts(rows: list[dict[str, Any]]) -> dict[str, str]:
     return drawn
 
 
-def check_folder(settings: Settings) -> None:
-    """ValueError when the run folder holds rows that were trained otherwise, which one table may not mix."""
+def conditions(settings: Settings) -> dict[str, Any]:
+    """What all rows of one table share."""
     decisive = ("steps", "batch_size", "learning_rate", "precision", "scored_clips", "tiny")
-    wanted = {name: getattr(settings, name) for name in decisive}
-    wanted["perceptual"] = settings.squeezenet_weights is not None
-    path = settings.output_dir / "settings.json"
-    if not path.is_file():
-        write_json(path, wanted)
-    differing = [name for name, value in json.loads(path.read_text()).items() if wanted[name] != value]
+    shared = {name: getattr(settings, name) for name in decisive}
+    return shared | {"perceptual": settings.squeezenet_weights is not None}
+
+
+def check_conditions(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """ValueError when rows were trained otherwise, which one table may not mix."""
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
     if differing:
         raise ValueError(
-            f"{settings.output_dir} holds rows with another {', '.join(differing)}; give what {path} says, or choose "
-            "another --output-dir"
+            f"{path} is of rows with another {', '.join(differing)}; give what it says, or choose another --output-dir "
+            "and --results"
         )
+
+
+def take_up(settings: Settings) -> None:
+    """Finished rows of the run folder and of the table count as done: the table alone is enough to go on elsewhere."""
+    wanted, path = conditions(settings), settings.output_dir / "settings.json"
+    if path.is_file():
+        check_conditions(json.loads(path.read_text()), wanted, path)
+    table = settings.results.with_suffix(".json")
+    if table.is_file():
+        found = json.loads(table.read_text())
+        check_conditions(found["settings"], wanted, table)
+        for result in found["rows"]:
+            row = Row(result["name"], result["world"], result["seed"])
+            if row.finished(settings) is None:
+                write_json(row.folder(settings) / "row.json", result)
+    write_json(path, wanted)
 
 
 def compare(settings: Settings) -> None:
     """Train what is not finished yet; the table is written anew after every row."""
-    check_folder(settings)
+    take_up(settings)
     if settings.clips is not None and "real" in settings.worlds:
         cut_by_source(settings.clips, settings.pieces, settings.cutting)
     waiting = []
