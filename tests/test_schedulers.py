@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vidgen.nn.random import gumbel, rand, seeded
+from vidgen.nn.random import categorical, gumbel, rand, seeded
 from vidgen.schedulers import AbsorbingScheduler, AutoregressiveScheduler, MaskedTokenScheduler, SamplingRule
 from vidgen.schedulers.mask_schedule import SCHEDULES
 
@@ -293,6 +293,23 @@ def test_gumbel_noise_draws_each_code_as_often_as_its_probability():
     shares = torch.bincount(drawn.flatten(), minlength=4) / drawn.numel()
     assert (shares - probability).abs().max() < 0.01
     assert abs(noise.mean().item() - 0.5772) < 0.02
+
+
+def test_categorical_draws_each_code_as_often_as_its_probability():
+    probability = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
+    drawn = categorical(probability.log().expand(1, 40_000, 6), seeded([0]))
+    shares = torch.bincount(drawn.flatten(), minlength=6) / drawn.numel()
+    assert (shares - probability).abs().max() < 0.01
+    assert shares[1] == 0 and shares[5] == 0
+
+
+def test_categorical_never_draws_a_forbidden_code_and_takes_large_codebooks():
+    logits = torch.full((1, 64, 2**18), float("-inf"))
+    logits[..., 5::7] = torch.randn(1, 64, len(range(5, 2**18, 7)))
+    drawn = categorical(logits, seeded([0]))
+    assert (drawn % 7 == 5).all() and drawn.unique().numel() > 60
+    together = categorical(logits.expand(2, -1, -1), seeded([3, 0]))
+    assert torch.equal(together[1:], drawn)
 
 
 def test_noise_of_a_sample_does_not_depend_on_the_batch():

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from vidgen.bottlenecks.base import Bottlenecked, Quantizer, straight_through
 from vidgen.kernels.ops import vq_assign
-from vidgen.nn.random import Generators, gumbel
+from vidgen.nn.random import Generators, categorical
 
 SIMILARITIES = 2**22  # in memory at once
 
@@ -63,15 +63,14 @@ class StochasticVQ(Quantizer):
 
     @torch.no_grad()
     def _drawn(self, vectors: Tensor, generators: Generators | None) -> Tensor:
-        """Ids `b n 1` by the Gumbel-max trick, so many tokens at a time that memory stays bounded."""
+        """Ids `b n 1` by the softmax of their similarities, so many tokens at a time that memory stays bounded."""
         if generators is None:
             raise ValueError("sampling codes needs generators, one per sample")
         codes = F.normalize(self.table.float(), dim=-1)
         rows = max(1, SIMILARITIES // (len(codes) * len(vectors)))
         ids = []
         for some in vectors.split(rows, dim=1):
-            logits = some @ codes.T / self.temperature
-            ids.append((logits + gumbel(logits.shape, generators, like=logits)).argmax(dim=-1))
+            ids.append(categorical(some @ codes.T / self.temperature, generators))
         return torch.cat(ids, dim=1).unsqueeze(-1)
 
     def lookup(self, ids: Tensor) -> Tensor:

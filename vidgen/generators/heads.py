@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vidgen.generators.embedding import Digits
 from vidgen.latents import LatentSpec
 from vidgen.nn.positions import level_features
-from vidgen.nn.random import Generators, gumbel, randn
+from vidgen.nn.random import Generators, randn
 from vidgen.schedulers.sampling import SamplingRule
 
 
@@ -90,8 +90,7 @@ def draw_digit(
         beyond = torch.arange(logits.shape[-1], device=logits.device) >= allowed[..., None]
         logits = logits.masked_fill(beyond, float("-inf"))
     logits = rule.filter(logits)
-    noise = gumbel(logits.shape, generators, like=logits) if rule.temperature > 0 else 0.0
-    digit = (logits + noise).argmax(dim=-1)
+    digit = rule.draw(logits, generators)
     return digit, logits.log_softmax(dim=-1).gather(-1, digit.unsqueeze(-1)).squeeze(-1)
 
 

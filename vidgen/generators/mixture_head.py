@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vidgen.generators.heads import Head
 from vidgen.latents import LatentSpec
-from vidgen.nn.random import Generators, gumbel, randn
+from vidgen.nn.random import Generators, randn
 from vidgen.schedulers.sampling import SamplingRule
 
 QUIETEST, LOUDEST = -5.0, 3.0  # log deviations; without a floor a repeated token's likelihood grows without bound
@@ -64,7 +64,6 @@ class MixtureHead(Head):
             logits = other_logits + guidance * (logits - other_logits)
             means = other_means + guidance * (means - other_means)
         logits = rule.filter(logits)
-        noise = gumbel(logits.shape, generators, like=logits) if rule.temperature > 0 else 0.0
-        chosen = (logits + noise).argmax(dim=-1)[..., None, None].expand(-1, -1, 1, self.channels)
+        chosen = rule.draw(logits, generators)[..., None, None].expand(-1, -1, 1, self.channels)
         mean, deviation = (values.gather(2, chosen).squeeze(2) for values in (means, deviations))
         return mean + rule.temperature * deviation.exp() * randn(mean.shape, generators, like=mean), None

@@ -37,3 +37,16 @@ def gumbel(shape: Sequence[int], generators: Generators, *, like: Tensor | None 
     """Standard Gumbel noise of `shape` (b first)."""
     uniform = rand(shape, generators, like=like).clamp(min=1e-20)
     return -torch.log((-torch.log(uniform)).clamp(min=1e-20))
+
+
+def categorical(logits: Tensor, generators: Generators) -> Tensor:
+    """Codes `b …` drawn by the softmax of `logits` (`b … codes`); row i depends on `generators[i]` alone.
+
+    One uniform number for each, looked up in the cumulative distribution: Gumbel noise would need one for each code,
+    and took a third of the time of masked decoding. Codes at -inf are never drawn.
+    """
+    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    level = rand(logits.shape[:-1], generators, like=cumulative).unsqueeze(-1) * total
+    level = level.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not reach beyond the last code
+    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)

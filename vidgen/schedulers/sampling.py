@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vidgen.nn.random import Generators, categorical
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRule:
@@ -41,3 +43,7 @@ class SamplingRule:
             beyond = probability.cumsum(dim=-1) - probability >= self.top_p
             logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
         return logits
+
+    def draw(self, filtered: Tensor, generators: Generators) -> Tensor:
+        """Codes `b …` from what `filter` returned, `b … codes`: drawn, or the most likely at temperature 0."""
+        return categorical(filtered, generators) if self.temperature > 0 else filtered.argmax(dim=-1)
