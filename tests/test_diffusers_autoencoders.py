@@ -225,3 +225,18 @@ def test_training_reaches_the_first_and_the_last_layer(name: str):
         assert weight.grad is not None
         assert weight.grad.isfinite().all()
         assert weight.grad.abs().sum() > 0
+
+
+def test_another_bottleneck_makes_ids_of_a_public_autoencoder(tmp_path):
+    config = {"_class_name": "AutoencoderKLWan", **SMALL["wan"][1], "z_dim": 4}
+    tokens: dict[str, Any] = {"bottleneck_type": "fsq", "bottleneck_options": {"levels": [8, 5, 5, 5]}}
+    tokenizer = DiffusersAutoencoderTokenizer(config, **tokens)
+    assert tokenizer.spec.parts[0].codebooks == (1000,)
+    sum(tokenizer.training_losses(clip(5), generators=seeded([0])).values()).backward()
+    tokenizer.eval().save_pretrained(tmp_path)
+    again: Any = vidgen.load(tmp_path)
+    latents = again.encode(clip(7))
+    assert torch.equal(latents.ids, tokenizer.encode(clip(7)).ids)
+    assert again.decode(latents).shape == (1, 3, 7, 32, 32)
+    with pytest.raises(ValueError, match="latents of 4; 'fsq' takes 2 for 2"):
+        DiffusersAutoencoderTokenizer(config, bottleneck_type="fsq", bottleneck_options={"levels": [8, 8]})

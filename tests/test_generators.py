@@ -298,13 +298,27 @@ def test_a_random_mask_hides_between_one_and_all_of_the_unknown_tokens(known):
     state[:, :known] = TokenState.KNOWN
     text = condition(200)
     latents = random_latents(SPECS["grid of ids"], batch=200)
-    masked = model.random_mask(told(latents, state, text), torch.Size((200, 8)), seeded(range(200)))
+    masked = model.random_mask(told(latents, state, text), torch.arange(8), 200, seeded(range(200)))
     counts = masked.sum(dim=1)
     assert not masked[:, :known].any()
     assert counts.min() >= 1
     assert set(counts.tolist()) == set(range(1, 9 - known))
     if known == 0:  # ⌈8 cos(π/2 · u)⌉ is on average 5.5
         assert 5.0 < counts.float().mean() < 6.0
+
+
+def test_masks_in_the_order_of_time_hide_the_last_tokens_that_are_not_known():
+    model = generator("masked")
+    model.register_to_config(time_order_share=1.0)
+    state = torch.full((200, 8), int(TokenState.UNKNOWN))
+    state[:, 7] = TokenState.KNOWN  # the last frame may be given: interpolation
+    latents, times = random_latents(SPECS["grid of ids"], batch=200), torch.tensor([0, 0, 1, 1, 1, 5, 5, 9])
+    masked = model.random_mask(told(latents, state, condition(200)), times, 200, seeded(range(200)))
+    assert set(masked.sum(dim=1).tolist()) == set(range(1, 8)) and not masked[:, 7].any()
+    for row in masked[:, :7]:
+        seen_times, hidden_times = times[:7][~row], times[:7][row]
+        assert not len(seen_times) or seen_times.max() <= hidden_times.min()
+    assert masked[:, 5].float().mean() > masked[:, 0].float().mean()
 
 
 @pytest.mark.parametrize("name", ["grid of ids", "grid of reals", "two parts of ids", "three planes"])

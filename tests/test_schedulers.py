@@ -104,6 +104,19 @@ def test_choice_noise_is_annealed_linearly_to_zero():
         assert set(stays[0].tolist()) == set(step.masked[0].nonzero()[:, 0].tolist())
 
 
+def test_the_order_of_time_decides_early_tokens_first():
+    scheduler = MaskedTokenScheduler("linear", choice_order="time")
+    scheduler.set_timesteps(4)
+    times = torch.tensor([0, 0, 0, 1, 1, 5, 5, 9])
+    sample, unknown = torch.zeros(30, 8, 1, dtype=torch.long), torch.ones(30, 8, dtype=torch.bool)
+    call = {"masked": unknown, "confidence": torch.randn(30, 8), "unknown": unknown, "generators": seeded(range(30))}
+    step = scheduler.step(sample, 3, sample, times=times, **call)  # two of eight tokens are decided
+    assert not step.masked[:, :3].all(dim=1).any() and step.masked[:, 3:].all()
+    assert len({tuple(row) for row in step.masked[:, :3].tolist()}) == 3  # any two of the first three
+    with pytest.raises(ValueError, match="needs the times"):
+        scheduler.step(sample, 3, sample, **call)
+
+
 def test_a_critic_may_mask_decided_tokens_again_and_keeps_the_count():
     unknown = torch.ones(1, 20, dtype=torch.bool)
     unknown[0, :4] = False

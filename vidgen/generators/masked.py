@@ -35,6 +35,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
         smallest_ratio: the mask ratio is cos(π/2 · u), at least this (MaskGIT, section 3.1).
+        time_order_share: of the training samples, whose masked tokens are the last ones in time, their share u: what a
+            sampler with `choice_order="time"` meets.
         tasks: how many tasks the network is told apart by a state of their own; 0 = it does not hear `Condition.task`.
         refine_weight: of masked tokens some of whose pixels are known (COMMIT's refine loss, MAGVIT, equation 5).
         reconstruction_weight: of tokens that the network sees and gives back (COMMIT's reconstruction loss).
@@ -64,6 +66,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         expansion: float = 4.0,
         token_weight: float = 0.5,
         smallest_ratio: float = 0.0,
+        time_order_share: float = 0.0,
         tasks: int = 0,
         refine_weight: float = 1.0,
         reconstruction_weight: float = 0.0,
@@ -218,8 +221,9 @@ class MaskedTransformer(Generator, ConfigMixin):
         """
         self.check_spec(latents.spec)
         target = latents.tokens if latents.ids is None else latents.ids
-        masked = self.random_mask(condition, target.shape[:2], generators).to(target.device)
-        coordinates = latents.spec.coordinates(latents.size).to(target.device)
+        coordinates = latents.spec.coordinates(latents.size)
+        masked = self.random_mask(condition, coordinates[:, 2], len(target), generators).to(target.device)
+        coordinates = coordinates.to(target.device)
         tokens, inputs = seen(target, condition), self.condition_inputs(condition, coordinates)
         hidden = self(tokens, masked, coordinates, **inputs, **self.training_inputs(masked, generators))
         loss = self.proj_out.loss(hidden, target, generators=generators)
@@ -259,16 +263,23 @@ class MaskedTransformer(Generator, ConfigMixin):
         rule, limits = SamplingRule(), self.limits(coordinates)
         return self.proj_out.sample(hidden, None, 1.0, generators=generators, rule=rule, limits=limits)[0]
 
-    def random_mask(self, condition: Condition, shape: torch.Size, generators: Generators) -> Tensor:
-        """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉ at random, at least one; ratio cos(π/2 · u)."""
-        batch, count = shape
-        unknown = torch.ones(batch, count, dtype=torch.bool)
+    def random_mask(self, condition: Condition, times: Tensor, batch: int, generators: Generators) -> Tensor:
+        """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉, at least one, for tokens of these times (`n`).
+
+        At random with the ratio cos(π/2 · u), or, for `time_order_share` of the samples, the last in time with ratio u.
+        """
+        unknown = torch.ones(batch, len(times), dtype=torch.bool)
         if condition.token_state is not None:
             unknown = (condition.token_state != TokenState.KNOWN).cpu()
-        ratio = torch.cos(math.pi / 2 * rand((batch,), generators)).clamp(min=self.config.smallest_ratio).cpu()
+        share = rand((batch,), generators).cpu()
+        ratio = torch.cos(math.pi / 2 * share).clamp(min=self.config.smallest_ratio)
+        scores = rand((batch, len(times)), generators).cpu()
+        if self.config.time_order_share > 0:
+            in_time = rand((batch,), generators).cpu() < self.config.time_order_share
+            ratio = torch.where(in_time, share, ratio)
+            scores = torch.where(in_time[:, None], scores - times, scores)
         wanted = (ratio * unknown.sum(dim=1)).ceil().long().clamp(min=1)
-        scores = rand((batch, count), generators).cpu().masked_fill(~unknown, 2.0)
-        rank = scores.argsort(dim=1).argsort(dim=1)
+        rank = scores.masked_fill(~unknown, 2.0).argsort(dim=1).argsort(dim=1)
         return (rank < wanted[:, None]) & unknown
 
 

@@ -225,6 +225,7 @@ class MaskedVideoPipeline(VideoPipeline):
                     unknown=unknown,
                     generators=generators,
                     realness=realness,
+                    times=coordinates[:, 2],
                 )
                 sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:

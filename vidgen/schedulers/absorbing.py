@@ -44,8 +44,9 @@ class AbsorbingScheduler(MaskScheduler, ConfigMixin):
         unknown: Tensor,
         generators: Generators,
         realness: Tensor | None = None,
+        times: Tensor | None = None,
     ) -> MaskedTokenSchedulerOutput:
-        """One step; arguments as those of `MaskedTokenScheduler.step`, but confidence and realness play no part."""
+        """One step; arguments as of `MaskedTokenScheduler.step`; confidence, realness, times play no part."""
         prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)
         left = int(timestep)
         if left == 0:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidgen.nn.random import Generators, gumbel, rand
 from vidgen.schedulers.mask_schedule import RAMPS, check_schedule, guidance_at, masked_share
 
-ORDERS = ("confidence", "random")
+ORDERS = ("confidence", "random", "time")
 
 
 @dataclass
@@ -49,7 +49,8 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
 
     Args:
         schedule: share of tokens masked after each step, see `masked_share`.
-        choice_order: "confidence" (with Gumbel noise) or "random", as always without a confidence.
+        choice_order: "confidence" (with Gumbel noise), "random", as always without a confidence, or "time": early
+            tokens before late ones, those of one time at random (frame after frame: Genie, arXiv 2402.15391).
         choice_temperature: of the Gumbel noise on the log-confidence, falling linearly to 0 (MAGVIT: 4.5).
         guidance_ramp: guidance is "constant", or grows with the steps ("linear").
     """
@@ -83,6 +84,7 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
         unknown: Tensor,
         generators: Generators,
         realness: Tensor | None = None,
+        times: Tensor | None = None,
     ) -> MaskedTokenSchedulerOutput:
         """One step.
 
@@ -96,6 +98,7 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
             generators: one per sample.
             realness: `b n`, a critic's verdict on the prediction in place of the confidence; then tokens that were
                 decided earlier may be masked again (Token-Critic, arXiv 2209.04439).
+            times: `n` long, the frame that each token begins at, for the order "time".
         """
         prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)
         left = int(timestep)
@@ -108,8 +111,12 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
         else:
             candidates = masked
             stay = torch.minimum(stay, masked.sum(dim=1) - 1).clamp(min=0)  # each step decides at least one token
-        if confidence is None or (self.config.choice_order == "random" and realness is None):
+        order = self.config.choice_order if realness is None else "confidence"
+        if order == "time" and times is None:
+            raise ValueError('choice_order "time" needs the times of the tokens, as the pipelines give them')
+        if confidence is None or order != "confidence":
             score = rand(masked.shape, generators, like=prediction.new_empty(0, dtype=torch.float32))
+            score = score - times if order == "time" and times is not None else score
         else:
             noise = gumbel(masked.shape, generators, like=confidence)
             score = confidence + self.config.choice_temperature * (1 - progress) * noise

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from vidgen.bottlenecks import Bottleneck, build_bottleneck
 from vidgen.latents import Latents
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer
@@ -24,10 +25,19 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
     Args:
         autoencoder_config: configuration of an autoencoder of diffusers, with its class as `_class_name`.
         squared_weight: of the squared error beside the absolute one in training.
+        bottleneck_type: None keeps the autoencoder's own; a name in `vidgen.bottlenecks.BOTTLENECKS` puts another in
+            its place, to train tokens from there. Its channels must be those of the latents (`z_dim` and the like).
+        bottleneck_options: keyword arguments of that bottleneck.
     """
 
     @register_to_config
-    def __init__(self, autoencoder_config: dict[str, Any], squared_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        autoencoder_config: dict[str, Any],
+        squared_weight: float = 0.0,
+        bottleneck_type: str | None = None,
+        bottleneck_options: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         name = autoencoder_config.get("_class_name")
         if name not in FAMILIES:
@@ -38,10 +48,13 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.stride = self.family.stride(self.autoencoder)
         self.block_frames, self.lone_first = self.family.block_frames, self.family.lone_first
         self.causal, self.bottleneck = self.family.causal, self.family.bottleneck()
+        if bottleneck_type is not None:
+            self.bottleneck = another_bottleneck(bottleneck_type, bottleneck_options, instead_of=self.bottleneck)
         self.register_statistics(self.bottleneck.channels)
-        mean, deviation = self.family.statistics(self.autoencoder)
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(deviation)
+        if bottleneck_type is None:
+            mean, deviation = self.family.statistics(self.autoencoder)
+            self.latent_mean.copy_(mean)
+            self.latent_std.copy_(deviation)
 
     @classmethod
     def around(cls, autoencoder: ModelMixin) -> "DiffusersAutoencoderTokenizer":
@@ -56,7 +69,8 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
         return tokenizer.train(autoencoder.training)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
-        return self.family.moments(self.autoencoder, video, {} if cache is None else cache.states)
+        moments = self.family.moments(self.autoencoder, video, {} if cache is None else cache.states)
+        return moments[:, : self.bottleneck.in_channels]
 
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
         return self.family.pixels(self.autoencoder, vectors, {} if cache is None else cache.states)
@@ -81,6 +95,17 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
                 f"{type(self.autoencoder).__name__} does not stream: {self.family.why_whole}; use encode and decode "
                 "on whole clips"
             )
+
+
+def another_bottleneck(kind: str, options: dict[str, Any] | None, *, instead_of: Bottleneck) -> Bottleneck:
+    """A bottleneck that fits between the same encoder and decoder as `instead_of`."""
+    made = build_bottleneck(kind, options or {})
+    if made.channels != instead_of.channels or made.in_channels > instead_of.in_channels:
+        raise ValueError(
+            f"the autoencoder gives {instead_of.in_channels} channels, with latents of {instead_of.channels}; {kind!r} "
+            f"takes {made.in_channels} for {made.channels}; change its options or the autoencoder's latent channels"
+        )
+    return made
 
 
 def autoencoder_folder(folder: Path) -> Path:
