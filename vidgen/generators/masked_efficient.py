@@ -13,9 +13,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidgen.generators.masked import MaskedTransformer
+from vidgen.kernels import masked_attention
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary, rotate
 from vidgen.nn.random import Generators, rand
@@ -73,7 +73,7 @@ class SparseBlock(nn.Module):
         """`b m d` with keys and values `b h n d`, of which it sees the `visible`, `b 1 m n` (`None` = all)."""
         q = rearrange(self.to_q(self.norm_attn(x)), "b m (h d) -> b h m d", h=self.heads)
         q = rotate(self.norm_q(q), *turns).to(values.dtype)
-        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+        attended = masked_attention(q, keys, values, visible)
         x = x + self.to_out(rearrange(attended, "b h m d -> b m (h d)"))
         x = x + self.cross_attn(self.norm_cross(x), encoder_hidden_states, encoder_attention_mask)
         return x + self.ff(self.norm_ff(x))
@@ -192,8 +192,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
         for layer, block in enumerate(self.transformer_blocks):
             assert isinstance(block, SparseBlock)
             keys, values = block.keys_and_values(x, turns)
-            memory.keys[layer] = few.put(memory.keys[layer], keys)
-            memory.values[layer] = few.put(memory.values[layer], values)
+            memory.keys[layer] = few.put(memory.keys[layer].to(keys.dtype), keys)
+            memory.values[layer] = few.put(memory.values[layer].to(values.dtype), values)
             x = block(x, turns, memory.keys[layer], memory.values[layer], visible, states, mask)
         memory.features = few.put(memory.features, self.norm_encoded(x))
 

@@ -1,11 +1,13 @@
 """Attention over video tokens, one description (`AttentionSpec`) and one call (`attention3d`); fused ops."""
 
 from vidgen.kernels.attention3d import attention3d, explain
+from vidgen.kernels.masked_attention import masked_attention
 from vidgen.kernels.ops import (
     binary_code_distribution,
     binary_entropy_stats,
     code_entropy,
     gated_residual,
+    gated_silu,
     modulate,
     norm_rope,
     norm_silu_cache,
@@ -22,6 +24,8 @@ __all__ = [
     "code_entropy",
     "explain",
     "gated_residual",
+    "gated_silu",
+    "masked_attention",
     "modulate",
     "norm_rope",
     "norm_silu_cache",

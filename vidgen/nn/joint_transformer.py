@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidgen.kernels import gated_residual, modulate
+from vidgen.kernels import gated_residual, masked_attention, modulate
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.reduced_attention import ReducedAttention
 from vidgen.nn.transformer import Attention, FeedForward, Rotary
@@ -33,7 +33,7 @@ class JointAttention(Attention):
         k = torch.cat([self.text_norm_k(text_k).to(v.dtype), k.to(v.dtype)], dim=2)
         v = torch.cat([text_v, v], dim=2)
         mask = mask.to(v.dtype) if mask.is_floating_point() else mask
-        attend = F.scaled_dot_product_attention if reduction is None else reduction.attend
+        attend = masked_attention if reduction is None else reduction.attend
         both = rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)")
         text, video = both.split([states.shape[1], x.shape[1]], dim=1)
         return self.to_out(video), self.text_to_out(text)
@@ -93,7 +93,7 @@ class SingleStreamAttention(Attention):
         q, k, v = self.project(both, turns)
         q, k = q.to(v.dtype), k.to(v.dtype)
         mask = mask.to(v.dtype) if mask.is_floating_point() else mask
-        attend = F.scaled_dot_product_attention if reduction is None else reduction.attend
+        attend = masked_attention if reduction is None else reduction.attend
         return self.to_out(rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
 
 

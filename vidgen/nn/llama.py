@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vidgen.kernels import AttentionSpec, attention3d
+from vidgen.kernels import AttentionSpec, attention3d, gated_silu, masked_attention
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import rotate
 from vidgen.nn.transformer import Rotary
@@ -94,7 +93,7 @@ class LlamaAttention(nn.Module):
         if mask is None:
             attended = attention3d(q, k, v, AttentionSpec.sequence(k.shape[2]))
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            attended = masked_attention(q, k, v, mask)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
 
@@ -108,8 +107,7 @@ class LlamaFeedForward(nn.Module):
         self.to_out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.to_hidden(x).chunk(2, dim=-1)
-        return self.to_out(F.silu(gate) * value)
+        return self.to_out(gated_silu(self.to_hidden(x)))
 
 
 class LlamaBlock(nn.Module):

@@ -8,9 +8,8 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vidgen.kernels import AttentionSpec, attention3d, gated_residual, modulate
+from vidgen.kernels import AttentionSpec, attention3d, gated_residual, gated_silu, masked_attention, modulate
 from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
 from vidgen.nn.reduced_attention import ReducedAttention
 
@@ -105,7 +104,7 @@ class CrossAttention(nn.Module, AttentionModuleMixin):
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         mask = mask.to(v.dtype) if mask.is_floating_point() else mask
         mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = masked_attention(q, k, v, mask)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
 
@@ -119,8 +118,7 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.to_hidden(x).chunk(2, dim=-1)
-        return self.to_out(F.silu(gate) * value)
+        return self.to_out(gated_silu(self.to_hidden(x)))
 
 
 class TransformerBlock(nn.Module):

@@ -42,21 +42,30 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, scale: float, return_lse: bool
 ) -> tuple[Tensor, None]:
     """softmax(q kᵀ · scale) v."""
+    causal = None if spec.sees_everything else torch.full((1, 1, *q.shape[2:3], *k.shape[2:3]), float("-inf")).triu(1)
+    return products(q, k, v, causal, scale=scale), None
+
+
+def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, scale: float) -> Tensor:
+    """softmax(q kᵀ · scale + bias) v: q `b h n d`, k and v `b h m d`, bias `b|1 h|1 n|1 m|1` without gradient."""
+    if bias is not None:
+        bias = bias.expand(*q.shape[:2], -1, -1).flatten(0, 1) if bias.shape[:2] != (1, 1) else bias[0]
     with torch.autocast(q.device.type, enabled=False):
         flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
-        return _Products.apply(*flat, scale, not spec.sees_everything).unflatten(0, q.shape[:2]), None  # type: ignore[misc]
+        return _Products.apply(*flat, bias, scale).unflatten(0, q.shape[:2])  # type: ignore[misc]
 
 
 class _Products(torch.autograd.Function):
-    """q `x n d`, k and v `x m d` -> `x n d`; keeps the probabilities in the inputs' dtype for the backward pass."""
+    """q `x n d`, k and v `x m d`, bias `x|1 n|1 m` -> `x n d`; keeps the probabilities for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         probabilities = q.new_empty(*q.shape[:2], k.shape[1])
-        hidden = torch.full(probabilities.shape[1:], float("-inf")).triu(1) if causal else None
         for part in _parts(probabilities):
             scores = (q[part].float() * scale) @ k[part].float().transpose(1, 2)
-            probabilities[part] = (scores if hidden is None else scores + hidden).softmax(dim=-1)
+            if bias is not None:
+                scores += bias if len(bias) == 1 else bias[part]
+            probabilities[part] = scores.softmax(dim=-1)
         ctx.save_for_backward(q, k, v, probabilities)
         ctx.scale = scale
         return probabilities @ v

@@ -1,6 +1,7 @@
 """Ops worth fusing, each the equal of its plain torch form: entropy of codes, nearest code, norms around other work."""
 
 from vidgen.kernels.ops.binary_entropy import binary_code_distribution, binary_entropy_stats, code_entropy
+from vidgen.kernels.ops.gated_silu import gated_silu
 from vidgen.kernels.ops.modulation import gated_residual, modulate
 from vidgen.kernels.ops.nearest_code import vq_assign
 from vidgen.kernels.ops.norm_silu import norm_silu_cache
@@ -11,6 +12,7 @@ __all__ = [
     "binary_entropy_stats",
     "code_entropy",
     "gated_residual",
+    "gated_silu",
     "modulate",
     "norm_rope",
     "norm_silu_cache",
