@@ -1,7 +1,7 @@
 """Time the fused ops, the linear mixers and token reduction; writes eval/results/ops_DEVICE.csv and .json.
 
 Each op in its plain torch form, that form under torch.compile, and ours; on CUDA in bf16 at the sizes of published
-models (`make gpu`), on CPU in fp32 at small ones, where most ops are their plain form by design. Ratios are within one
+models (`make gpu`), on CPU at small ones, where most ops are their plain form by design. Ratios are within one
 run. The share of copy bandwidth counts each tensor once: what a perfect kernel would have to read and write.
 With `--minutes`, ops that the same device, versions and code have measured before are kept, and no op is begun later.
 """
@@ -15,11 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from vidgen.eval.report import code_digest, environment_stamp, write_csv, write_json
-from vidgen.kernels import binary_entropy_stats, gated_residual, modulate, norm_rope, norm_silu_cache, vq_assign
+from vidgen.kernels import (
+    binary_entropy_stats,
+    gated_residual,
+    gated_silu,
+    masked_attention,
+    modulate,
+    norm_rope,
+    norm_silu_cache,
+    qkv_norm_rope,
+    vq_assign,
+)
+from vidgen.kernels.ops.gated_silu import gated_silu_reference
 from vidgen.kernels.ops.linear_attention import gated_linear_attention
 from vidgen.kernels.ops.modulation import gated_residual_reference, modulate_reference
 from vidgen.kernels.ops.norm_silu import norm_silu_cache_reference
@@ -30,7 +42,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 LONG_ENOUGH = 5.0  # seconds, after which a slow step is not repeated
 FORWARD, BOTH = "forward", "forward_backward"
 
-Step = Callable[..., Tensor]
+Step = Callable[..., Tensor | tuple[Tensor, ...]]
 Row = dict[str, object]
 
 
@@ -77,7 +89,8 @@ class Timer:
 def both_ways(form: Step, inputs: list[Tensor]) -> Callable[[], object]:
     """Forward and backward to every input that has a gradient."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    incoming = torch.randn_like(form(*inputs))
+    made = form(*inputs)
+    incoming = [torch.randn_like(tensor) for tensor in ([made] if isinstance(made, Tensor) else made)]
     return lambda: torch.autograd.grad(form(*inputs), wanted, incoming)
 
 
@@ -208,6 +221,9 @@ def cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
             },
         )
 
+    if not on_gpu:
+        yield from training_cases(tiny=tiny)
+
     grid = sizes(gpu=(21, 30, 52), cpu=(16, 16, 16), dry=(4, 4, 4))
     q, k, v = (drawn(1, 4, math.prod(grid), 64, gradient=False) for _ in range(3))
     kept = match(q, (grid[0], grid[1], grid[2]))
@@ -225,6 +241,56 @@ def cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
                 q, k, v, by_query=by_query, by_value=by_value, anew=anew
             )
     yield Case("token_reduction", "x".join(map(str, grid)), [q, k, v], forms, directions=(FORWARD,))
+
+
+def training_cases(*, tiny: bool) -> Iterator[Case]:
+    """What is ours on a CPU in training: the sizes of a step of the built-in generators, in both number formats."""
+    batch, heads, tokens, words, channels = (2, 2, 8, 3, 4) if tiny else (12, 4, 320, 17, 32)
+    width = heads * channels
+    angle = torch.randn(tokens, channels // 2)
+    turns = (angle.cos(), angle.sin())
+    seen = torch.ones(batch, 1, 1, words, dtype=torch.bool)
+    seen[..., words // 2 :] = False
+
+    def heads_apart(qkv: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
+        q, k = (norm_rope_reference(x, weight, *turns, None, 1e-6) for x in (q, k))
+        return q, k, v
+
+    def heads_at_once(qkv: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        angles = {"cosines": turns[0], "sines": turns[1]}
+        return qkv_norm_rope(qkv, weight_q=weight, weight_k=weight, heads=heads, **angles)
+
+    for dtype in (torch.bfloat16, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+
+        def drawn(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+        yield Case(
+            "masked_attention",
+            f"{batch}x{heads}x{tokens} to {words} of {channels}, {kind}",
+            [drawn(batch, heads, count, channels) for count in (tokens, words, words)],
+            {
+                "eager": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=seen),
+                "ours": lambda q, k, v: masked_attention(q, k, v, seen),
+            },
+        )
+        yield Case(
+            "gated_silu",
+            f"{batch}x{tokens}x{4 * width}, {kind}",
+            [drawn(batch, tokens, 4 * width)],
+            {"eager": gated_silu_reference, "ours": gated_silu},
+        )
+        yield Case(
+            "qkv_norm_rope",
+            f"{batch}x{tokens}x{heads}x{channels}, {kind}",
+            [drawn(batch, tokens, 3 * width), torch.ones(channels, requires_grad=True)],
+            {
+                "eager": heads_apart,
+                "ours": heads_at_once,
+            },
+        )
 
 
 def table_entropies(z: Tensor, bits: int) -> Tensor:

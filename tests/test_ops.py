@@ -17,12 +17,16 @@ from vidgen.kernels import (
     binary_entropy_stats,
     code_entropy,
     gated_residual,
+    gated_silu,
+    masked_attention,
     modulate,
     norm_rope,
     norm_silu_cache,
     qk_norm_rope3d,
+    qkv_norm_rope,
     vq_assign,
 )
+from vidgen.kernels.ops.gated_silu import gated_silu_reference
 from vidgen.kernels.ops.linear_attention import gated_linear_attention
 from vidgen.kernels.ops.modulation import gated_residual_reference, modulate_reference
 from vidgen.kernels.ops.norm_silu import norm_silu_cache_reference
@@ -51,7 +55,8 @@ def naive_entropies(z: Tensor, inv_temperature: float, scale: float) -> tuple[Te
 
 def rms_error(value: Tensor, truth: Tensor) -> float:
     """RMS of the difference over RMS of the truth."""
-    return float((value.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
+    value = value.detach()
+    return float((value.double() - truth.detach()).square().mean().sqrt() / truth.detach().square().mean().sqrt())
 
 
 def turns_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,6 +293,72 @@ def test_norm_and_rotation_equal_the_separate_layers_bit_by_bit(dtype):
     ours = qk_norm_rope3d(q, k, weight_q=norm_q.weight, weight_k=norm_k.weight, cosines=angle.cos(), sines=angle.sin())
     assert torch.equal(ours[0], rotate(norm_q(q), *turns))
     assert torch.equal(ours[1], rotate(norm_k(k), *turns))
+
+
+def heads_one_by_one(qkv, weight_q, weight_k, cosines, sines):
+    q, k, v = qkv.unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+    q, k = (norm_rope_reference(x, weight, cosines, sines, None, 1e-6) for x, weight in ((q, weight_q), (k, weight_k)))
+    return q, k, v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [True, False])
+def test_heads_out_of_one_projection_are_those_of_separate_steps(dtype, trained):
+    qkv, weights = drawn(2, 7, 3 * 2 * 8).to(dtype).requires_grad_(trained), (drawn(8, seed=1), drawn(8, seed=2))
+    angle = drawn(7, 4, seed=3)
+    call = {"cosines": angle.cos(), "sines": angle.sin()}
+    found = qkv_norm_rope(qkv, weight_q=weights[0], weight_k=weights[1], heads=2, **call)
+    exact = heads_one_by_one(qkv.double(), *(x.double() for x in (*weights, *call.values())))
+    plain = heads_one_by_one(qkv, *weights, *call.values())
+    for ours, theirs, truth in zip(found, plain, exact, strict=True):
+        assert ours.shape == (2, 2, 7, 8) and ours.dtype == dtype
+        assert rms_error(ours, truth) <= 1.3 * rms_error(theirs, truth) + 1e-7
+
+
+def test_gradients_of_heads_out_of_one_projection_are_exact():
+    qkv, angle = drawn(2, 5, 3 * 2 * 4).double().requires_grad_(), drawn(5, 2, seed=1).double()
+    weights = [drawn(4, seed=seed).double().requires_grad_() for seed in (2, 3)]
+    weights[0].data[1] = 0.0
+
+    def heads(qkv, weight_q, weight_k):
+        angles = {"cosines": angle.cos(), "sines": angle.sin()}
+        return qkv_norm_rope(qkv, weight_q=weight_q, weight_k=weight_k, heads=2, **angles)
+
+    assert torch.autograd.gradcheck(heads, (qkv, *weights))
+
+
+def test_gated_silu_is_its_plain_form_with_its_gradient():
+    x = drawn(3, 5, 12)
+    assert torch.equal(gated_silu(x), gated_silu_reference(x))
+    assert torch.equal(gated_silu(x.requires_grad_()), gated_silu_reference(x))
+    assert torch.autograd.gradcheck(gated_silu, (drawn(3, 4).double().requires_grad_(),))
+
+
+@pytest.mark.parametrize("kind", ["all", "words", "tokens", "bias", "none"])
+def test_masked_attention_trains_in_bf16_as_the_fused_call_does(kind):
+    tensors = [drawn(2, 3, count, 8, seed=seed) for seed, count in enumerate((20, 6, 6))]
+    mask = {
+        "all": torch.ones(2, 1, 1, 6, dtype=torch.bool),
+        "words": torch.arange(6) < torch.tensor([2, 5]).view(2, 1, 1, 1),
+        "tokens": (drawn(2, 1, 20, 6, seed=5) > 0) | (torch.arange(6) == 0),
+        "bias": drawn(1, 3, 20, 6, seed=6),
+        "none": None,
+    }[kind]
+    upstream = drawn(2, 3, 20, 8, seed=7)
+
+    def trained(attend, dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in tensors]
+        bias = mask.to(dtype) if mask is not None and mask.is_floating_point() else mask
+        out = attend(*inputs, bias)
+        return out, *torch.autograd.grad(out, inputs, upstream.to(dtype))
+
+    truth = trained(F.scaled_dot_product_attention, torch.float64)
+    fused = trained(F.scaled_dot_product_attention, torch.bfloat16)
+    for found, theirs, exact in zip(trained(masked_attention, torch.bfloat16), fused, truth, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert rms_error(found, exact) <= 1.3 * rms_error(theirs, exact) + 1e-4
+    for found, exact in zip(trained(masked_attention, torch.float32), truth, strict=True):
+        assert rms_error(found, exact) < 1e-5
 
 
 def test_order_moves_tokens_and_pads_with_zeros():

@@ -12,6 +12,7 @@ from vidgen.kernels.ops import (
     norm_rope,
     norm_silu_cache,
     qk_norm_rope3d,
+    qkv_norm_rope,
     vq_assign,
 )
 from vidgen.kernels.spec import AttentionSpec
@@ -30,5 +31,6 @@ __all__ = [
     "norm_rope",
     "norm_silu_cache",
     "qk_norm_rope3d",
+    "qkv_norm_rope",
     "vq_assign",
 ]

@@ -11,7 +11,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     """softmax(q kᵀ / √d + mask) v, as `scaled_dot_product_attention` with `attn_mask`.
 
     Training on a CPU in bf16 takes plain products up to 512 keys: PyTorch's fused backward pass is several times as
-    slow there, and took 13 % of a training step with 17 words to look at (`eval/attention_cpu_short.py`).
+    slow there, and took 13 % of a training step with 17 words to look at (`eval/ops.py`).
 
     Args:
         q: `b h n d`.

@@ -9,7 +9,15 @@ from diffusers.models.attention import AttentionModuleMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidgen.kernels import AttentionSpec, attention3d, gated_residual, gated_silu, masked_attention, modulate
+from vidgen.kernels import (
+    AttentionSpec,
+    attention3d,
+    gated_residual,
+    gated_silu,
+    masked_attention,
+    modulate,
+    qkv_norm_rope,
+)
 from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
 from vidgen.nn.reduced_attention import ReducedAttention
 
@@ -75,8 +83,14 @@ class Attention(nn.Module, AttentionModuleMixin):
 
     def project(self, x: Tensor, turns: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `b h n d`, queries and keys normalised and turned to their places."""
-        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.norm_q(q, *turns), self.norm_k(k, *turns), v
+        return qkv_norm_rope(
+            self.to_qkv(x),
+            weight_q=self.norm_q.weight,
+            weight_k=self.norm_k.weight,
+            cosines=turns[0],
+            sines=turns[1],
+            heads=self.heads,
+        )
 
 
 class CrossAttention(nn.Module, AttentionModuleMixin):

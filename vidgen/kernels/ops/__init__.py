@@ -6,6 +6,7 @@ from vidgen.kernels.ops.modulation import gated_residual, modulate
 from vidgen.kernels.ops.nearest_code import vq_assign
 from vidgen.kernels.ops.norm_silu import norm_silu_cache
 from vidgen.kernels.ops.qk_norm_rope import norm_rope, qk_norm_rope3d
+from vidgen.kernels.ops.qkv_norm_rope import qkv_norm_rope
 
 __all__ = [
     "binary_code_distribution",
@@ -17,5 +18,6 @@ __all__ = [
     "norm_rope",
     "norm_silu_cache",
     "qk_norm_rope3d",
+    "qkv_norm_rope",
     "vq_assign",
 ]

@@ -16,6 +16,8 @@ def gated_silu(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return gated_silu_reference(x)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _forward(x)
     return _GatedSilu.apply(x)  # type: ignore[no-any-return]
 
 
@@ -24,12 +26,16 @@ def gated_silu_reference(x: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
+def _forward(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
+
+
 class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        gate, value = x.chunk(2, dim=-1)
-        return F.silu(gate).mul_(value)
+        return _forward(x)
 
     @staticmethod
     @once_differentiable
