@@ -16,7 +16,10 @@ from vidgen.training.clips import class_names
 from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
 
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
-OF_THE_LOSS = ("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight")
+OF_TRAINING = (  # whatever they are, the same weights fit
+    *("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight"),
+    *("smallest_ratio", "time_order_share"),
+)
 FRESH_WITH_OTHER_TASKS = ("task_embedding.",)
 FRESH_WITH_OTHER_TOKENS = (
     *FRESH_WITH_OTHER_TASKS,
@@ -95,7 +98,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
     A tokenizer may have another bottleneck, a generator other tokens or tasks: then the layers that touch them stay
-    fresh, and the trunk is taken. Weights of losses and the share of dropped prompts may differ.
+    fresh, and the trunk is taken. Weights of losses, masks and the share of dropped prompts may differ.
     """
     kind = type(model).__name__
     if type(earlier) is not type(model):
@@ -103,7 +106,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     differing = [
         name
         for name, value in model.config.items()
-        if not name.startswith("_") and name not in OF_THE_LOSS and plain(earlier.config.get(name)) != plain(value)
+        if not name.startswith("_") and name not in OF_TRAINING and plain(earlier.config.get(name)) != plain(value)
     ]
     for name in differing:
         if not name.startswith(("bottleneck_", "latent_spec", "tasks")):
