@@ -11,13 +11,13 @@ from torch.nn import functional as F
 def gated_silu(x: Tensor) -> Tensor:
     """silu(gate)·value (SwiGLU, Shazeer 2020, arXiv 2002.05202), with `… 2d` = gate, value -> `… d`.
 
-    For the backward pass only x is kept (its halves, their activation and its product's factors otherwise), and the
-    gradient is written in place. Under `torch.compile` the plain expression, which the compiler fuses.
+    The gradient is written in place, without the copy that joins those of the halves. Under `torch.compile` the plain expression, which the compiler fuses.
     """
     if torch.compiler.is_compiling():
         return gated_silu_reference(x)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return _forward(x)
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
     return _GatedSilu.apply(x)  # type: ignore[no-any-return]
 
 
@@ -26,24 +26,21 @@ def gated_silu_reference(x: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
-def _forward(x: Tensor) -> Tensor:
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate).mul_(value)
-
-
 class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _forward(x)
+        gate, value = x.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        ctx.save_for_backward(x, activated)
+        return activated * value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x, activated = ctx.saved_tensors
         gate, value = x.chunk(2, dim=-1)
         grad_x = torch.empty_like(x)
         of_gate, of_value = grad_x.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), grad, out=of_value)
+        torch.mul(activated, grad, out=of_value)
         torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=of_gate)
         return grad_x
