@@ -11,7 +11,8 @@ from torch.nn import functional as F
 def gated_silu(x: Tensor) -> Tensor:
     """silu(gate)·value (SwiGLU, Shazeer 2020, arXiv 2002.05202), with `… 2d` = gate, value -> `… d`.
 
-    The gradient is written in place, without the copy that joins those of the halves. Under `torch.compile` the plain expression, which the compiler fuses.
+    The gradient is written in place, without the copy that joins those of the halves. Under `torch.compile` it is the
+    plain expression, which the compiler fuses.
     """
     if torch.compiler.is_compiling():
         return gated_silu_reference(x)
