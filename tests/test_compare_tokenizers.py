@@ -13,7 +13,7 @@ import torch
 
 from vidgen.bottlenecks import BOTTLENECKS
 from vidgen.tokenizers import TOKENIZERS
-from vidgen.tokenizers.comparison import COMPARED, COMPARED_BOTTLENECKS
+from vidgen.tokenizers.comparison import BESIDE_WAN, COMPARED, COMPARED_BOTTLENECKS
 from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenizer
 
 CLIP = (17, 64, 64)
@@ -60,6 +60,24 @@ def test_compared_tokenizers_have_one_size_and_mostly_one_rate():
         if name.startswith("conv") or "-vit" in name or name.startswith("holistic"):
             assert tokenizer.spec.num_tokens(CLIP) == 320, name
     assert len({built[f"planes{size}/fsq"].spec.num_tokens(CLIP) for size in ("-coarse", "", "-fine")}) == 3
+
+
+def test_a_trunk_like_wans_is_at_least_as_large_and_has_the_same_tokens():
+    with torch.device("meta"):
+        built = {name: preset.build() for name, preset in BESIDE_WAN.items()}
+    for bottleneck in ("kl", "fsq"):
+        ours, theirs = built[f"base/{bottleneck}"], built[f"wan-like/{bottleneck}"]
+        sizes = [sum(weight.numel() for weight in model.parameters()) for model in (ours, theirs)]
+        assert sizes[0] < sizes[1] < 1.25 * sizes[0]
+        assert ours.spec.parts == theirs.spec.parts
+
+
+def test_base_presets_and_a_trunk_like_wans_are_compared_after_equal_steps_and_equal_time(run: Any, tmp_path: Path):
+    assert run("--contest", "beside-wan", "--worlds", "shapes") == 0
+    rows = {row["name"]: row for row in table(tmp_path)}
+    assert set(rows) == set(BESIDE_WAN)
+    assert not [row for row in rows.values() if row["status"] in ("failed", "diverged")], rows
+    assert rows["base-longer/kl"]["steps"] == 4 * rows["base/kl"]["steps"] == 4 * rows["wan-like/kl"]["steps"]
 
 
 def test_one_call_trains_scores_and_draws(run: Any, shared: Path, tmp_path: Path):
@@ -121,7 +139,7 @@ def test_a_stopped_row_goes_on_from_its_checkpoint(
 def test_a_row_that_fails_is_recorded_and_the_next_one_begins(recipe: Any, run: Any, monkeypatch: Any, tmp_path: Path):
     broken = replace(COMPARED["conv/ae"], small={"widths": (16,)})
     with monkeypatch.context() as patched:
-        patched.setitem(recipe.COMPARED, "conv/ae", broken)
+        patched.setitem(recipe.CONTESTS["parts"], "conv/ae", broken)
         assert run("--worlds", "shapes", "--only", "conv/ae", "conv/kl") == 0
     assert [row["status"] for row in table(tmp_path)] == ["failed", "trained"]
     assert "widths" in table(tmp_path)[0]["note"]

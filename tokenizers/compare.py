@@ -1,5 +1,7 @@
 """Which bottleneck, which trunk? `python tokenizers/compare.py --clips DIR` trains small ones of all and scores them.
 
+`--contest beside-wan` trains the base presets and a trunk like Wan's in the same way.
+
 Every bottleneck on one trunk and every trunk on one bottleneck (`vidgen/tokenizers/comparison.py`), on the same clips
 for the same steps, in the shapes world and on real clips that are split by source. Hours in all: stop it whenever you
 like, the same command goes on where it was, and with the table alone on another machine too. Each row has a folder with
@@ -35,14 +37,16 @@ from vidgen.eval.recon_suite import evaluate
 from vidgen.eval.report import environment_stamp, git_commit, write_csv, write_json
 from vidgen.eval.subjects import TokenizerSubject
 from vidgen.tokenizers import HolisticTokenizer, Tokenizer
-from vidgen.tokenizers.comparison import COMPARED
+from vidgen.tokenizers.comparison import CONTESTS, TIMES_STEPS
 from vidgen.tokenizers.holistic import prefix
+from vidgen.tokenizers.presets import TokenizerPreset
 from vidgen.training import DataConfig, OptimiserConfig, TokenizerRun, TrainingDiverged, train_tokenizer
 from vidgen.training.clips import training_clips, validation_clips
 from vidgen.training.config import Precision
 from vidgen.training.monitor import codebook_collapsed
 
 World = Literal["shapes", "real"]
+Contest = Literal["parts", "beside-wan"]
 PROTOCOL = ReconstructionProtocol(
     name="compare.v1",
     clip=ClipRule(),
@@ -79,6 +83,8 @@ CONVENTIONS = {
 class Settings:
     """What is trained, for how long, and where results go."""
 
+    contest: Contest = "parts"
+    """`parts`: small tokenizers, all bottlenecks and all trunks; `beside-wan`: the base presets and a trunk like Wan's."""
     only: tuple[str, ...] = ()
     """Rows by name, such as conv/fsq; all by default."""
     worlds: tuple[World, ...] = ("shapes", "real")
@@ -115,13 +121,17 @@ class Settings:
     """Tiny twins, tiny clips, two steps: does everything run?"""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.only if name not in COMPARED]
+        unknown = [name for name in self.only if name not in self.contestants]
         if unknown:
-            raise ValueError(f"there is no row {unknown[0]!r}; there are {', '.join(COMPARED)}")
+            raise ValueError(f"there is no row {unknown[0]!r}; there are {', '.join(self.contestants)}")
         if "real" in self.worlds and self.clips is None:
             raise ValueError("real clips are wanted, and there are none: give --clips DIR or --worlds shapes")
         if min(self.steps, self.batch_size, self.scored_clips, self.checkpoint_every, self.jobs) < 1:
             raise ValueError("steps, batch_size, scored_clips, checkpoint_every and jobs are at least 1")
+
+    @property
+    def contestants(self) -> dict[str, TokenizerPreset]:
+        return CONTESTS[self.contest]
 
     @property
     def cutting(self) -> Cutting:
@@ -143,6 +153,9 @@ class Row(NamedTuple):
     def folder(self, settings: Settings) -> Path:
         return settings.output_dir / self.world / self.name.replace("/", "-") / f"seed-{self.seed}"
 
+    def steps(self, settings: Settings) -> int:
+        return settings.steps * TIMES_STEPS.get(self.name, 1)
+
     def finished(self, settings: Settings) -> dict[str, Any] | None:
         """The row of the table, None before it is there."""
         path = self.folder(settings) / "row.json"
@@ -153,7 +166,7 @@ def rows_of(settings: Settings) -> Iterator[Row]:
     """All tokenizers from the first seed before the next: half the time already gives a whole table."""
     for seed in settings.seeds:
         for world in settings.worlds:
-            yield from (Row(name, world, seed) for name in settings.only or COMPARED)
+            yield from (Row(name, world, seed) for name in settings.only or settings.contestants)
 
 
 def train_row(row: Row, settings: Settings) -> dict[str, Any]:
@@ -167,7 +180,7 @@ def train_row(row: Row, settings: Settings) -> dict[str, Any]:
         "bottleneck": bottleneck,
         "world": row.world,
         "seed": row.seed,
-        "steps": settings.steps,
+        "steps": row.steps(settings),
     }
     try:
         found = trained_and_scored(row, settings)
@@ -195,7 +208,7 @@ def trained_and_scored(row: Row, settings: Settings) -> dict[str, Any]:
     else:
         data = replace(clip, source=str(settings.pieces / "train"), fps=None, clips_per_video=1)
         unseen = training_clips(replace(data, source=str(settings.pieces / "unseen")))
-    preset = COMPARED[row.name]
+    preset = settings.contestants[row.name]
     with torch.random.fork_rng():
         torch.manual_seed(row.seed)
         tokenizer = (preset.tiny() if settings.tiny else preset).build()
@@ -205,7 +218,7 @@ def trained_and_scored(row: Row, settings: Settings) -> dict[str, Any]:
             output_dir=row.folder(settings),
             data=data,
             optimiser=OptimiserConfig(learning_rate=settings.learning_rate, warmup_steps=min(100, settings.steps)),
-            steps=settings.steps,
+            steps=row.steps(settings),
             batch_size=settings.batch_size,
             precision=settings.precision,
             ema_decay=0.99,
@@ -279,7 +292,9 @@ def prefix_curve(tokenizer: HolisticTokenizer, unseen: Any, count: int) -> list[
 def write_table(settings: Settings) -> None:
     """CSV, JSON and plots of all rows that are finished, those of worlds and seeds that this call leaves out too."""
     seeds = {int(path.parent.name.removeprefix("seed-")) for path in settings.output_dir.glob("*/*/seed-*/row.json")}
-    every = [Row(name, world, seed) for seed in sorted(seeds) for world in get_args(World) for name in COMPARED]
+    every = [
+        Row(name, world, seed) for seed in sorted(seeds) for world in get_args(World) for name in settings.contestants
+    ]
     rows = [found for row in every if (found := row.finished(settings)) is not None]
     table = [{column: value for column, value in row.items() if column != "prefix_psnr"} for row in rows]
     write_csv(settings.results, table)
@@ -335,7 +350,7 @@ def charts(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def conditions(settings: Settings) -> dict[str, Any]:
     """What all rows of one table share."""
-    decisive = ("steps", "batch_size", "learning_rate", "precision", "scored_clips", "tiny")
+    decisive = ("contest", "steps", "batch_size", "learning_rate", "precision", "scored_clips", "tiny")
     shared = {name: getattr(settings, name) for name in decisive}
     return shared | {"perceptual": settings.squeezenet_weights is not None}
 

@@ -1,6 +1,6 @@
-"""The small tokenizers that `tokenizers/compare.py` trains: all bottlenecks on one trunk, all trunks on one bottleneck.
+"""What `tokenizers/compare.py` trains: all bottlenecks on one trunk, all trunks on one bottleneck; base beside Wan.
 
-All take clips of 17×64×64 pixels, have about two million parameters and, but for the trunks that choose their tokens
+The small ones take clips of 17×64×64 pixels, have about two million parameters and, but for the trunks that choose their tokens
 otherwise, 320 tokens of 10 bits. Names are `TRUNK/BOTTLENECK`.
 """
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
+from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenizer
 from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
-from vidgen.tokenizers.presets import SHAPES, TINY_FACTORISED, TINY_HOLISTIC, TokenizerPreset
+from vidgen.tokenizers.presets import SHAPES, TINY_FACTORISED, TINY_HOLISTIC, TOKENIZER_PRESETS, TokenizerPreset
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
 
@@ -137,3 +138,37 @@ COMPARED: dict[str, TokenizerPreset] = {
         small={"encoder_config": {**DECODED, **TINY_CONV}, "width": 16, "depth": 1},
     ),
 }
+
+
+def wan_like(about: str, channels: int, **bottleneck: Any) -> TokenizerPreset:
+    """Wan 2.1's autoencoder, narrower: 18 million parameters, a fifth more than the base presets have."""
+    config = {"_class_name": "AutoencoderKLWan", "base_dim": 36, "z_dim": channels}
+    tiny = {**config, "base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    return TokenizerPreset(
+        about=about,
+        model=DiffusersAutoencoderTokenizer,
+        config={"autoencoder_config": config, "squared_weight": 1.0, **bottleneck},
+        small={"autoencoder_config": tiny},
+    )
+
+
+BASE_CODES = TOKENIZER_PRESETS["base-fsq"].config["bottleneck_options"]
+
+# The default presets beside a trunk of full 3D convolutions, after as many steps and after as much time.
+BESIDE_WAN: dict[str, TokenizerPreset] = {
+    "base/kl": TOKENIZER_PRESETS["base-kl"],
+    "base/fsq": TOKENIZER_PRESETS["base-fsq"],
+    "wan-like/kl": wan_like("Wan's trunk, 16 real channels", 16),
+    "wan-like/fsq": wan_like(
+        "Wan's trunk, 64,000 codes",
+        len(BASE_CODES["levels"]),
+        bottleneck_type="fsq",
+        bottleneck_options=BASE_CODES,
+    ),
+    "base-longer/kl": TOKENIZER_PRESETS["base-kl"],
+    "base-longer/fsq": TOKENIZER_PRESETS["base-fsq"],
+}
+# Steps of a row in those of the others: a step of Wan's trunk takes more than four times as long as one of base.
+TIMES_STEPS = {"base-longer/kl": 4, "base-longer/fsq": 4}
+
+CONTESTS: dict[str, dict[str, TokenizerPreset]] = {"parts": COMPARED, "beside-wan": BESIDE_WAN}
