@@ -84,7 +84,7 @@ class Settings:
     """What is trained, for how long, and where results go."""
 
     contest: Contest = "parts"
-    """`parts`: small tokenizers, all bottlenecks and all trunks; `beside-wan`: the base presets and a trunk like Wan's."""
+    """`parts`: small tokenizers, all bottlenecks, all trunks; `beside-wan`: the base presets and a trunk like Wan's."""
     only: tuple[str, ...] = ()
     """Rows by name, such as conv/fsq; all by default."""
     worlds: tuple[World, ...] = ("shapes", "real")

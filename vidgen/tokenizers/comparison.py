@@ -1,7 +1,7 @@
 """What `tokenizers/compare.py` trains: all bottlenecks on one trunk, all trunks on one bottleneck; base beside Wan.
 
-The small ones take clips of 17×64×64 pixels, have about two million parameters and, but for the trunks that choose their tokens
-otherwise, 320 tokens of 10 bits. Names are `TRUNK/BOTTLENECK`.
+All take clips of 17×64×64 pixels; names are `TRUNK/BOTTLENECK`. The small ones have about two million parameters and,
+but for the trunks that choose their tokens otherwise, 320 tokens of 10 bits.
 """
 
 from typing import Any
