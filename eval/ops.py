@@ -258,8 +258,8 @@ def training_cases(*, tiny: bool) -> Iterator[Case]:
         return q, k, v
 
     def heads_at_once(qkv: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        angles = {"cosines": turns[0], "sines": turns[1]}
-        return qkv_norm_rope(qkv, weight_q=weight, weight_k=weight, heads=heads, **angles)
+        cosines, sines = turns
+        return qkv_norm_rope(qkv, weight_q=weight, weight_k=weight, cosines=cosines, sines=sines, heads=heads)
 
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
