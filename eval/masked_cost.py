@@ -88,7 +88,9 @@ def trained(names: list[str], prompts: int) -> list[dict[str, Any]]:
         steps = defaults["num_inference_steps"]
         counted = cost(pipeline.transformer, repeats=1, size=size, steps=steps, reuse=True)
         result = evaluate_obedience(pipeline, num_prompts=prompts, seed=SELECTION_SEED, split="selection", name=name)
-        row = {"model": Path(name).name, "tokens": pipeline.transformer.spec.num_tokens(size), "steps": steps}
+        path = Path(name)
+        label = path.parent.name if path.name in ("model", "best") else path.name  # run folders hold these two
+        row = {"model": label, "tokens": pipeline.transformer.spec.num_tokens(size), "steps": steps}
         row |= counted | {"prompts": prompts}
         for attribute in ("colour_motion_background", "all_right"):
             share = result["attributes"][attribute]

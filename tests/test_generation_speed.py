@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,52 @@ def test_ratios_compare_those_that_do_the_same_work(speed):
         {"name": "masked-12", "work": "sample", "seconds": 9.0},
     ]
     ours, theirs, masked = speed.with_ratios(rows)
-    assert (ours["times_llamagen_seconds"], theirs["times_llamagen_seconds"]) == (0.75, 1.0)
+    assert (ours["peer"], ours["times_seconds_of_peer"]) == ("llamagen", 0.75)
+    assert theirs["times_seconds_of_peer"] is None
     assert ours["times_faster_than_slowest"] == 1.33
-    assert "times_llamagen_seconds" not in masked
+    assert masked["peer"] is None and masked["times_seconds_of_peer"] is None
+
+
+def test_rows_with_a_peer_are_measured_in_turns_and_the_fastest_counts(speed, tmp_path, monkeypatch, capsys):
+    times = iter([5.0, 3.0, 4.0, 6.0])
+    monkeypatch.setattr(speed, "measure", lambda name, work, _: {"name": name, "work": work, "seconds": next(times)})
+    monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda **_: InThisProcess())
+    settings = speed.Settings(output=tmp_path / "speed.csv")
+    rows = speed.measured([("vidgen-interleaved", "forward"), ("latte", "forward")], 2, settings)
+    printed = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["name vidgen-interleaved", "name latte"] * 2
+    assert [(row["name"], row["seconds"]) for row in rows] == [("vidgen-interleaved", 4.0), ("latte", 3.0)]
+
+
+def test_ours_and_the_public_networks_have_one_structure(speed, tmp_path):
+    settings = speed.Settings(output=tmp_path / "speed.csv", side=4)
+    weights = {}
+    for name in speed.NETWORKS:
+        network, call = speed.diffusion_network(name, settings)
+        call().square().mean().backward()
+        weights[name] = sum(weight.numel() for weight in network.parameters())
+    for name in ("vidgen-interleaved", "vidgen-joint"):
+        assert 0.95 < weights[name] / weights[speed.PEERS[name]] < 1.05
+
+
+def test_what_takes_long_is_measured_once(speed, tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr(speed.time, "process_time", lambda: next(clock))
+    calls = []
+    assert speed.seconds(lambda: calls.append(1), speed.Settings(output=tmp_path / "speed.csv")) == 30
+    assert len(calls) == 1
+
+
+class InThisProcess:
+    """Stands in for a pool of processes."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done

@@ -88,6 +88,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
             `action_channels`.
     """
 
+    # what the parent's constructor would register, and this one does not take
+    ignore_for_config: ClassVar[list[str]] = ["windows", "spectral_attention", "action_channels"]
     _no_split_modules: ClassVar[list[str]] = ["SparseBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["SparseBlock"]
 
@@ -102,6 +104,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
         expansion: float = 4.0,
         token_weight: float = 0.5,
         smallest_ratio: float = 0.0,
+        time_order_share: float = 0.0,
         tasks: int = 0,
         refine_weight: float = 1.0,
         reconstruction_weight: float = 0.0,
@@ -120,6 +123,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
             expansion=expansion,
             token_weight=token_weight,
             smallest_ratio=smallest_ratio,
+            time_order_share=time_order_share,
             tasks=tasks,
             refine_weight=refine_weight,
             reconstruction_weight=reconstruction_weight,
