@@ -2,11 +2,12 @@
 
 One trunk three ways, over all steps of a video: plain (every token in every layer at every step), efficient without
 reuse (visible tokens encoded anew at each step) and with it. FLOPs are counted, CPU seconds are the least of
-`--repeats`. With `--trained`, two trained pipelines of the shapes world are scored too: obedience on the same prompts
-and noise beside the FLOPs of each. Writes eval/results/masked_cost.csv and .json.
+`--repeats`. With `--trained`, two trained pipelines of the shapes world are scored too, in few steps and many:
+obedience on the same prompts and noise beside the FLOPs of each. Writes eval/results/masked_cost.csv and .json.
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,14 @@ def same_trunk(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def trained(names: list[str], prompts: int) -> list[dict[str, Any]]:
-    """Obedience of trained pipelines and FLOPs of their networks, at the pipelines' own settings."""
+def trained(names: list[str], prompts: int, every_steps: list[int]) -> list[dict[str, Any]]:
+    """Obedience of trained pipelines and FLOPs of their networks, at the pipelines' own settings but for the steps."""
     rows = []
-    for name in names:
+    for name, steps in itertools.product(names, every_steps):
         pipeline: Any = vidgen.load(name)
         defaults = pipeline.config.defaults
         size = (defaults["num_frames"], defaults["height"], defaults["width"])
-        steps = defaults["num_inference_steps"]
+        pipeline.register_to_config(defaults={**defaults, "num_inference_steps": steps})
         counted = cost(pipeline.transformer, repeats=1, size=size, steps=steps, reuse=True)
         result = evaluate_obedience(pipeline, num_prompts=prompts, seed=SELECTION_SEED, split="selection", name=name)
         path = Path(name)
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trained", nargs=2, metavar=("PLAIN", "EFFICIENT"), help="trained pipelines, shapes world")
+    parser.add_argument("--trained-steps", type=int, nargs="+", default=[12, 24, 48], help="steps of their videos")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--output-dir", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -114,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tables = [same_trunk(arguments)]
     if arguments.trained:
-        tables.append(trained(arguments.trained, arguments.prompts))
+        tables.append(trained(arguments.trained, arguments.prompts, arguments.trained_steps))
     for table in tables:
         for row in table:
             for figure in ("gigaflops", "cpu_seconds"):
