@@ -339,6 +339,8 @@ def main() -> None:
     rows = with_ratios(rows + measured(peers, settings.rounds, settings))
     result = {
         "networks": f"width {settings.width}, {settings.layers} blocks, {settings.heads} heads, float32, batch 1",
+        "repeats": settings.repeats,
+        "rounds": settings.rounds,
         "clock": "CPU-seconds on one thread" if settings.device == "cpu" else "seconds",
         "date": datetime.now(UTC).date().isoformat(),
         "environment": environment_stamp(),

@@ -82,8 +82,8 @@ def same_trunk(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def trained(names: list[str], prompts: int, every_steps: list[int]) -> list[dict[str, Any]]:
     """Obedience of trained pipelines and FLOPs of their networks, at the pipelines' own settings but for the steps."""
     rows = []
-    for name, steps in itertools.product(names, every_steps):
-        pipeline: Any = vidgen.load(name)
+    pipelines: dict[str, Any] = {name: vidgen.load(name) for name in names}
+    for (name, pipeline), steps in itertools.product(pipelines.items(), every_steps):
         defaults = pipeline.config.defaults
         size = (defaults["num_frames"], defaults["height"], defaults["width"])
         pipeline.register_to_config(defaults={**defaults, "num_inference_steps": steps})

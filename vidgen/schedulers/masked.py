@@ -112,11 +112,12 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
             candidates = masked
             stay = torch.minimum(stay, masked.sum(dim=1) - 1).clamp(min=0)  # each step decides at least one token
         order = self.config.choice_order if realness is None else "confidence"
-        if order == "time" and times is None:
-            raise ValueError('choice_order "time" needs the times of the tokens, as the pipelines give them')
         if confidence is None or order != "confidence":
             score = rand(masked.shape, generators, like=prediction.new_empty(0, dtype=torch.float32))
-            score = score - times if order == "time" and times is not None else score
+            if order == "time":
+                if times is None:
+                    raise ValueError('choice_order "time" needs the times of the tokens, as the pipelines give them')
+                score = score - times
         else:
             noise = gumbel(masked.shape, generators, like=confidence)
             score = confidence + self.config.choice_temperature * (1 - progress) * noise

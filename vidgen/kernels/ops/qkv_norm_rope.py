@@ -32,26 +32,26 @@ def qkv_norm_rope(
         angles = {"cosines": cosines, "sines": sines, "eps": eps}
         return norm_rope(q, weight_q, **angles), norm_rope(k, weight_k, **angles), v
     if not (torch.is_grad_enabled() and (qkv.requires_grad or weight_q.requires_grad or weight_k.requires_grad)):
-        parts = _parts(qkv, heads)
-        q, k, _ = _forward(parts, weight_q, weight_k, cosines.to(qkv.dtype), sines.to(qkv.dtype), eps)
-        return q, k, parts[2]
+        return _forward(qkv, weight_q, weight_k, cosines, sines, heads, eps)[:3]
     return _Heads.apply(qkv, weight_q, weight_k, cosines, sines, heads, eps)  # type: ignore[no-any-return]
 
 
 def _forward(
-    parts: Tensor, weight_q: Tensor, weight_k: Tensor, cosines: Tensor, sines: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and the inverse root mean squares of both, `2 b h n 1`."""
+    qkv: Tensor, weight_q: Tensor, weight_k: Tensor, cosines: Tensor, sines: Tensor, heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values, and the inverse root mean squares of the first two, `2 b h n 1`."""
+    parts = _parts(qkv, heads)
+    cosines, sines = cosines.to(qkv.dtype), sines.to(qkv.dtype)
     exact = torch.promote_types(parts.dtype, torch.float32)
     roots = torch.linalg.vector_norm(parts[:2], dim=-1, keepdim=True, dtype=exact)
     inverse = (roots.square() / parts.shape[-1] + eps).rsqrt().to(parts.dtype)
     turned = []
-    for x, weight, over in zip(parts, (weight_q, weight_k), inverse, strict=False):
+    for x, weight, over in zip(parts[:2], (weight_q, weight_k), inverse, strict=True):
         first, second = weight.to(x.dtype).chunk(2)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         _turn(x, out, cosines * first, -sines * second, sines * first, cosines * second)
         turned.append(out.mul_(over))
-    return turned[0], turned[1], inverse
+    return turned[0], turned[1], parts[2], inverse
 
 
 class _Heads(torch.autograd.Function):
@@ -68,11 +68,9 @@ class _Heads(torch.autograd.Function):
         heads: int,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = _parts(qkv, heads)
-        cosines, sines = cosines.to(qkv.dtype), sines.to(qkv.dtype)
-        q, k, inverse = _forward(parts, weight_q, weight_k, cosines, sines, eps)
+        q, k, v, inverse = _forward(qkv, weight_q, weight_k, cosines, sines, heads, eps)
         ctx.save_for_backward(qkv, weight_q, weight_k, cosines, sines, inverse)
-        return q, k, parts[2]
+        return q, k, v
 
     @staticmethod
     @once_differentiable
@@ -81,6 +79,7 @@ class _Heads(torch.autograd.Function):
         grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
         parts, grads = _parts(qkv, grad_q.shape[1]), _parts(grad_qkv, grad_q.shape[1])
         channels = parts.shape[-1]
+        cosines, sines = cosines.to(qkv.dtype), sines.to(qkv.dtype)
         grads[2].copy_(grad_v)
         back = torch.empty(grad_q.shape, dtype=qkv.dtype, device=qkv.device)
         of_weights = []
