@@ -425,8 +425,9 @@ def test_a_modulation_of_each_frame_equals_one_of_each_of_its_tokens(norm):
 
 def test_modulation_is_norm_then_scale_then_shift():
     x, shift, scale = drawn(2, 6, 8), drawn(2, 1, 8, seed=1), drawn(2, 1, 8, seed=2)
-    assert torch.equal(modulate(x, shift, scale), F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
-    assert torch.equal(gated_residual(x, shift.expand_as(x), scale), x + scale * shift)
+    wanted = F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(modulate(x, shift, scale), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gated_residual(x, shift.expand_as(x), scale), x + scale * shift, rtol=1e-6, atol=1e-6)
 
 
 def test_modulations_that_do_not_divide_the_tokens_are_refused():
@@ -449,6 +450,22 @@ def test_the_buffer_holds_the_cache_and_then_the_activated_frames():
     started = norm_silu_cache(x, norm.weight, at_start=2)
     assert torch.equal(started, torch.cat([activated[:, :, :1]] * 2 + [activated], dim=2))
     assert torch.equal(norm_silu_cache(x, norm.weight), activated)
+
+
+@pytest.mark.parametrize(("frames_before", "at_start"), [(2, 0), (None, 2), (None, 0)])
+def test_gradients_through_the_buffer_are_exact(frames_before, at_start):
+    x, weight = drawn(2, 3, 3, 2, 2).double().requires_grad_(), drawn(3, seed=1).double().requires_grad_()
+    before = None if frames_before is None else drawn(2, 3, frames_before, 2, 2, seed=2).double().requires_grad_()
+    weight.data[1] = 0.0
+
+    def buffer(x, weight, before):
+        return norm_silu_cache(x, weight, before=before, at_start=at_start)
+
+    with torch.no_grad():
+        plain = norm_silu_cache_reference(x, weight, before=before, at_start=at_start, eps=1e-6)
+        assert torch.equal(norm_silu_cache(x, weight, before=before, at_start=at_start), plain)
+    assert torch.equal(buffer(x, weight, before), plain)
+    assert torch.autograd.gradcheck(buffer, (x, weight, before))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

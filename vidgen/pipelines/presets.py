@@ -22,9 +22,9 @@ SHAPES_MASKED = PipelinePreset(
     about="masked transformer on 4,096 codes, the shapes world",
     tokenizer="shapes-fsq",
     generator=MaskedTransformer,
-    config={**SMALL, "time_order_share": 0.7},
+    config=SMALL,
     text=SMALL_TEXT,
-    scheduler={"choice_order": "time", "schedule": "linear"},
+    scheduler={"choice_order": "random"},
     defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
 )
 SHAPES_FLOW = PipelinePreset(

@@ -5,12 +5,11 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidgen.bottlenecks import build_bottleneck
 from vidgen.nn.causal_conv import CausalConv3d, Downsample, StreamCache, Upsample
 from vidgen.nn.folding import FOLDINGS, Folding
-from vidgen.nn.norms import ActivatedChannelNorm, ChannelRMSNorm
+from vidgen.nn.norms import ActivatedChannelNorm
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 
 Factor = tuple[int, int, int]
@@ -21,13 +20,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm_space = ChannelRMSNorm(channels)
+        self.norm_space = ActivatedChannelNorm(channels)
         self.conv_space = CausalConv3d(channels, channels, kernel=(1, 3, 3))
         self.norm_time = ActivatedChannelNorm(channels)
         self.conv_time = CausalConv3d(channels, channels, kernel=(3, 1, 1))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        h = self.conv_space(F.silu(self.norm_space(x)))
+        h = self.conv_space(self.norm_space(x))
         h = self.conv_time.after(self.norm_time, h, cache)
         return x + h
 
@@ -47,14 +46,14 @@ class Encoder(nn.Module):
             layers.append(Downsample(width, next_width, factor=factor))
         layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)
-        self.norm_out = ChannelRMSNorm(widths[-1])
+        self.norm_out = ActivatedChannelNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], out_channels, kernel=(1, 1, 1))
 
     def forward(self, video: Tensor, cache: StreamCache | None = None) -> Tensor:
         x = self.conv_in(self.folding.fold(video, cache))
         for layer in self.layers:
             x = layer(x, cache)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
     def reach(self) -> int:
         """Pixels that a token looks beyond its own, on every side."""
@@ -79,14 +78,14 @@ class Decoder(nn.Module):
             layers.append(Upsample(width, next_width, factor=factor))
             layers += [ResidualBlock(next_width) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)
-        self.norm_out = ChannelRMSNorm(widths[0])
+        self.norm_out = ActivatedChannelNorm(widths[0])
         self.conv_out = CausalConv3d(widths[0], 3 * folding.pixels, kernel=(1, 1, 1))
 
     def forward(self, latent: Tensor, cache: StreamCache | None = None) -> Tensor:
         x = self.conv_in(latent, cache)
         for layer in self.layers:
             x = layer(x, cache)
-        return self.folding.unfold(self.conv_out(F.silu(self.norm_out(x))), cache)
+        return self.folding.unfold(self.conv_out(self.norm_out(x)), cache)
 
     def reach(self) -> int:
         """Pixels that a pixel looks beyond its own token, on every side."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vidgen.latents import Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import CausalConv3d, StreamCache
 from vidgen.nn.folding import PatchFolding
-from vidgen.nn.norms import ChannelRMSNorm
+from vidgen.nn.norms import ActivatedChannelNorm, ChannelRMSNorm
 from vidgen.nn.positions import level_features
 from vidgen.nn.random import Generators, rand, randn, seeded
 from vidgen.tokenizers.base import Critic, PixelTerms, Tokenizer, check_video
@@ -32,13 +32,13 @@ class ModulatedBlock(nn.Module):
         self.norm_space = ChannelRMSNorm(width)
         self.to_modulation = nn.Linear(width, 2 * width)
         self.conv_space = CausalConv3d(width, width, kernel=(1, 3, 3))
-        self.norm_time = ChannelRMSNorm(width)
+        self.norm_time = ActivatedChannelNorm(width)
         self.conv_time = CausalConv3d(width, width, kernel=(3, 1, 1))
 
     def forward(self, x: Tensor, told: Tensor, cache: StreamCache | None) -> Tensor:
         shift, scale = rearrange(self.to_modulation(told), "b (two d) -> two b d 1 1 1", two=2)
         h = self.conv_space(F.silu(self.norm_space(x) * (1 + scale) + shift))
-        return x + self.conv_time(F.silu(self.norm_time(h)), cache)
+        return x + self.conv_time.after(self.norm_time, h, cache)
 
 
 class Denoiser(nn.Module):
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         self.conv_in = CausalConv3d(6 * self.folding.pixels, width, kernel=(1, 1, 1))
         self.level_embedding = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.blocks = nn.ModuleList(ModulatedBlock(width) for _ in range(depth))
-        self.norm_out = ChannelRMSNorm(width)
+        self.norm_out = ActivatedChannelNorm(width)
         self.conv_out = CausalConv3d(width, 3 * self.folding.pixels, kernel=(1, 1, 1))
         nn.init.normal_(self.conv_out.conv.weight, std=0.01)  # begins close to the coarse video
 
@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
         told = self.level_embedding(level_features(level, x.shape[1]).to(x.dtype))
         for block in self.blocks:
             x = block(x, told, cache)
-        change = self.folding.unfolded(self.conv_out(F.silu(self.norm_out(x))))
+        change = self.folding.unfolded(self.conv_out(self.norm_out(x)))
         return coarse + change[..., :h, :w]
 
 

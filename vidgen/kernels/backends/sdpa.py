@@ -117,5 +117,7 @@ def _assemble(parts: list[Tensor], batches: tuple[WindowBatch, ...]) -> Tensor:
     """Put the stretches side by side again, the fastest axis first."""
     for axis in (2, 1, 0):
         stretches = len({batch.start[axis] for batch in batches})
+        if stretches == 1:  # `cat` of one tensor is a copy
+            continue
         parts = [torch.cat(parts[i : i + stretches], dim=2 + axis) for i in range(0, len(parts), stretches)]
     return parts[0]

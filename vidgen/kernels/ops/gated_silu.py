@@ -43,5 +43,6 @@ class _GatedSilu(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         of_gate, of_value = grad_x.chunk(2, dim=-1)
         torch.mul(activated, grad, out=of_value)
-        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=of_gate)
+        torch.mul(value, grad, out=of_gate)
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
         return grad_x

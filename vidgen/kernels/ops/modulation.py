@@ -39,11 +39,12 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 
 def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, *, norm: Norm, eps: float) -> Tensor:
     normalise = F.layer_norm if norm == "layer" else F.rms_norm
-    return normalise(x, x.shape[-1:], eps=eps) * (1 + _per_token(scale, x)) + _per_token(shift, x)
+    normal = normalise(x, x.shape[-1:], eps=eps)
+    return torch.addcmul(_per_token(shift, x), normal, 1 + _per_token(scale, x))
 
 
 def gated_residual_reference(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    return x + _per_token(gate, x) * branch
+    return torch.addcmul(x, _per_token(gate, x), branch)
 
 
 def _per_token(modulation: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """`norm_silu_cache`: channel norm and SiLU written straight into the buffer that a causal convolution reads."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vidgen.kernels.ops.dispatch import takes_triton
@@ -16,7 +19,7 @@ def norm_silu_cache(
     `weight`, `c` (`vidgen.nn.norms.ChannelRMSNorm`). In front stand the frames `before`, `b c p h w`, as they are
     (the end of the previous buffer of a stream), or without them the first result repeated `at_start` times, which is
     causal padding. Returns `b c (p + t) h w` in the dtype of x, `at_start` for p at the start. Computed in float32
-    at least, in 16 bits too.
+    at least, in 16 bits too; on a CPU the gradient takes few passes (`eval/ops.py`) and has none of its own.
     ValueError: shapes that do not fit, a negative `at_start`.
     """
     if x.ndim != 5 or weight.shape != x.shape[1:2]:
@@ -27,14 +30,16 @@ def norm_silu_cache(
         raise ValueError(f"frames before of shape {tuple(before.shape)} do not fit in front of {tuple(x.shape)}")
     if takes_triton(x):
         return _norm_silu_cache(x, weight, before, at_start if before is None else 0, eps)
-    return norm_silu_cache_reference(x, weight, before=before, at_start=at_start, eps=eps)
+    if torch.compiler.is_compiling():
+        return norm_silu_cache_reference(x, weight, before=before, at_start=at_start, eps=eps)
+    differentiated = (x, weight) if before is None else (x, weight, before)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiated):
+        return _NormSilu.apply(x, weight, before, at_start, eps)  # type: ignore[no-any-return]
+    return _forward(x, weight, before, at_start, eps)[0]
 
 
 def norm_silu_cache_reference(x: Tensor, weight: Tensor, *, before: Tensor | None, at_start: int, eps: float) -> Tensor:
-    activated = F.silu(_normed(x, weight, eps)).to(x.dtype)
-    if before is None:
-        before = activated[:, :, :1].expand(-1, -1, at_start, -1, -1)
-    return torch.cat([before.to(x.dtype), activated], dim=2) if before.shape[2] else activated
+    return _behind(F.silu(_normed(x, weight, eps)).to(x.dtype), before, at_start)
 
 
 def channel_rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -42,11 +47,68 @@ def channel_rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     return _normed(x, weight, eps).to(x.dtype)
 
 
+def _forward(x: Tensor, weight: Tensor, before: Tensor | None, at_start: int, eps: float) -> tuple[Tensor, Tensor]:
+    """The buffer, and the inverse root mean squares `b 1 t h w`."""
+    exact = _exact(x)
+    inverse = exact.square().mean(dim=1, keepdim=True).add_(eps).rsqrt_()
+    normed = exact * inverse if exact is x else exact.mul_(inverse)
+    normed.mul_(_per_channel(weight, normed))
+    return _behind(F.silu(normed, inplace=True).to(x.dtype), before, at_start), inverse
+
+
+class _NormSilu(torch.autograd.Function):
+    """y = silu(w ∘ x / r) with r the root mean square over channels; frames in front are copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, before: Tensor | None, at_start: int, eps: float) -> Tensor:
+        buffer, inverse = _forward(x, weight, before, at_start, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.dtype_before = None if before is None else before.dtype
+        return buffer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        in_front = grad.shape[2] - x.shape[2]
+        unit = _exact(x) * inverse
+        own = grad[:, :, in_front:].to(unit.dtype, copy=True)
+        grad_before = None
+        if ctx.dtype_before is not None:
+            grad_before = grad[:, :, :in_front].to(ctx.dtype_before)
+        elif in_front:
+            own[:, :, 0] += grad[:, :, :in_front].sum(dim=2, dtype=own.dtype)
+        scale = _per_channel(weight, unit)
+        normed = unit * scale
+        torch.ops.aten.silu_backward.grad_input(own, normed, grad_input=own)
+        along = torch.mul(own, unit, out=normed)
+        grad_weight = along.flatten(2).sum(dim=-1).sum(dim=0).to(weight.dtype)
+        shrink = (scale.flatten() / -x.shape[1] @ along.flatten(2)).view_as(inverse)
+        grad_x = own.mul_(scale).addcmul_(unit, shrink).mul_(inverse).to(x.dtype)
+        return grad_x, grad_weight, grad_before, None, None
+
+
+def _behind(activated: Tensor, before: Tensor | None, at_start: int) -> Tensor:
+    """The frames `before`, or without them the first one again and again, in front of the others."""
+    if before is None:
+        before = activated[:, :, :1].expand(-1, -1, at_start, -1, -1)
+    return torch.cat([before.to(activated.dtype), activated], dim=2) if before.shape[2] else activated
+
+
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm in float32, or in the dtype of x where that is wider."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = _exact(x)
     scale = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
-    return x * scale * weight.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
+    return x * scale * _per_channel(weight, x)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _per_channel(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight `c` as it broadcasts to `b c …`."""
+    return weight.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
 
 
 @torch.library.custom_op("vidgen::norm_silu_cache", mutates_args=())
