@@ -1,13 +1,17 @@
-"""Score one masked model on MAGVIT's ten tasks: `python eval/ten_tasks.py MODEL [--data digits --digits-dir DIR]`.
+"""Score one model on MAGVIT's ten tasks: `python eval/ten_tasks.py MODEL [--data digits --digits-dir DIR]`.
 
+A masked pipeline is told the task, and classes. Any other one is told the caption, and gets the tasks without a class
+that `--tasks` names: `shapes-flow` whatever pixels are known, `shapes-ar` what comes after them.
 Clips are of the world's validation split, have one object and move. A task's error is the mean squared error over the
 generated pixels, before the known ones are pasted over them, beside that of its baseline and of the tokenizer (the
 clip itself, encoded and decoded). Class tasks also say how often the class is read back, from their own videos and
-against the next clip's class. Writes eval/results/ten_tasks_DATA.csv, .json and .png: from left to right the clip,
-what was given, what was made, the baseline, of the first clip in which something large moves from place to place.
+against the next clip's class. Writes eval/results/ten_tasks_DATA.csv (tasks_MODEL.csv of one that is told captions),
+.json and .png: from left to right the clip, what was given, what was made, the baseline, of the first clip in which
+something large moves from place to place.
 """
 
 import argparse
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -61,18 +65,25 @@ def open_world(data: str, size: VideoSize, digits_dir: Path | None) -> tuple[Any
     return MovingDigits(digits_dir, "test", **options), DIGIT_CLASSES, lambda video: str(judge.read(video))
 
 
+def is_told_tasks(pipe: Any) -> bool:
+    return "task" in inspect.signature(pipe.__call__).parameters
+
+
 @torch.no_grad()
 def generate(
     pipe: Any, task: str, batch: list[dict[str, Any]], mask: Tensor, *, names: tuple[str, ...], seed: int, **call: Any
 ) -> Tensor:
     """Videos `b 3 t h w` in [-1, 1] of a task, as the tokens decode: nothing is pasted."""
-    told = {"prompt": [names[item["class_label"]] if TASKS[task].takes_class else "" for item in batch]}
+    told: dict[str, Any] = {"prompt": [item["caption"] for item in batch]}
+    if is_told_tasks(pipe):
+        prompts = [names[item["class_label"]] if TASKS[task].takes_class else "" for item in batch]
+        told = {"prompt": prompts, "task": task}
     if mask.any():
         told |= {"video": torch.stack([item["video"] for item in batch]), "mask": mask}
     frames, height, width = batch[0]["video"].shape[1:]
     size = {"num_frames": frames, "height": height, "width": width}
     generators = seeded([seed + index for index in range(len(batch))])
-    latents = pipe(task=task, generator=generators, output_type="latent", **told, **size, **call).frames
+    latents = pipe(generator=generators, output_type="latent", **told, **size, **call).frames
     return pipe.decode(latents, "pt").transpose(1, 2) * 2 - 1
 
 
@@ -132,7 +143,8 @@ def as_image(picture: Tensor) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or built-in name of a masked pipeline that is told tasks and classes")
+    parser.add_argument("model", help="folder or built-in name of a pipeline")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), metavar="TASK", help="all of them by default")
     parser.add_argument("--data", choices=("shapes", "digits"), default="shapes")
     parser.add_argument("--digits-dir", type=Path)
     parser.add_argument("--clips", type=int, default=100)
@@ -140,7 +152,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=5, help="frames given by prediction, at either end by the rest")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the class tasks")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of the class tasks, and by captions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, default=RESULTS)
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each task, TASK.png")
@@ -148,12 +160,19 @@ def main() -> None:
 
     pipe: Any = vidgen.load(arguments.model)
     pipe.set_progress_bar_config(disable=True)
+    told_tasks = is_told_tasks(pipe)
+    tasks = arguments.tasks or [name for name, task in TASKS.items() if told_tasks or not task.takes_class]
+    if not told_tasks and any(TASKS[name].takes_class for name in tasks):
+        parser.error(
+            f"{arguments.model} is told captions; class tasks need a masked pipeline that was trained on classes"
+        )
     defaults = pipe.config.defaults
     size = (defaults["num_frames"], defaults["height"], defaults["width"])
     world, names, read = open_world(arguments.data, size, arguments.digits_dir)
     clips = list(islice(moving_clips(world), arguments.clips))
     batches = [clips[start : start + arguments.batch_size] for start in range(0, len(clips), arguments.batch_size)]
     call = {"num_inference_steps": arguments.steps, "temperature": arguments.temperature}
+    call = {name: value for name, value in call.items() if name in inspect.signature(pipe.__call__).parameters}
     tokenizer = pipe.video_tokenizer
     with torch.no_grad():
         videos = [torch.stack([item["video"] for item in batch]) for batch in batches]
@@ -161,9 +180,10 @@ def main() -> None:
 
     rows, pictures = [], []
     shown = next((place for place, item in enumerate(clips) if {"large", "moving"} <= set(item["caption"].split())), 0)
-    for task in TASKS:
+    for task in tasks:
         mask = known_mask(task, size, frames=arguments.frames)
-        guided = {**call, "guidance_scale": arguments.guidance_scale if TASKS[task].takes_class else 1.0}
+        is_guided = TASKS[task].takes_class or not told_tasks
+        guided = {**call, "guidance_scale": arguments.guidance_scale if is_guided else 1.0}
         first = arguments.seed + 10_000 * len(rows)
         made = torch.cat(
             [
@@ -177,13 +197,14 @@ def main() -> None:
         pictures.append(picture_row(task, clips[shown]["video"], made[shown], mask))
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}, flush=True)
 
-    stem = f"ten_tasks_{arguments.data}"
+    model = os.path.basename(os.path.normpath(arguments.model))
+    stem = f"ten_tasks_{arguments.data}" if told_tasks else f"tasks_{model}"
     settings = {
         name: str(value)
         for name, value in vars(arguments).items()
         if name not in ("output_dir", "digits_dir", "pictures")
     }
-    settings["model"] = os.path.basename(os.path.normpath(arguments.model))
+    settings["model"] = model
     report = {"schema": "vidgen.ten_tasks/1", "settings": settings, "environment": environment_stamp(), "tasks": rows}
     write_json(arguments.output_dir / f"{stem}.json", report)
     write_csv(arguments.output_dir / f"{stem}.csv", rows)
@@ -191,11 +212,11 @@ def main() -> None:
     as_image(sheet).save(arguments.output_dir / f"{stem}.png")
     if arguments.pictures is not None:
         arguments.pictures.mkdir(parents=True, exist_ok=True)
-        for task, picture in zip(TASKS, pictures, strict=True):
+        for task, picture in zip(tasks, pictures, strict=True):
             as_image(picture).save(arguments.pictures / f"{task}.png")
     better = f"better than the baseline on {sum(row['better'] for row in rows)} of {len(rows)} tasks ({arguments.data})"
     is_official = arguments.output_dir == RESULTS and arguments.model in vidgen.builtin_names()
-    if is_official and arguments.data == "shapes":
+    if is_official and told_tasks and arguments.data == "shapes":
         write_json(PRETRAINED / arguments.model / "scores.json", {"summary": better})
     print(better)
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from test_masked_tasks import class_pipeline
+from tiny_models import pipeline
 
 from vidgen.conditioning import TASKS, known_mask
 from vidgen.data.digits import MovingDigits
@@ -98,6 +99,19 @@ def test_the_suite_writes_a_table_and_a_picture(tmp_path, repository):
     assert str(tmp_path) not in json.dumps(report["settings"])
     assert (tmp_path / "ten_tasks_shapes.png").stat().st_size > 1000
     assert sorted(file.stem for file in (tmp_path / "rows").iterdir()) == sorted(TASKS)
+
+
+def test_a_model_that_is_told_captions_gets_the_tasks_without_a_class(tmp_path, repository):
+    pipeline("diffusion", "kl").save_pretrained(tmp_path / "flow")
+    command = [sys.executable, "eval/ten_tasks.py", str(tmp_path / "flow"), "--clips", "1", "--batch-size", "1"]
+    command += ["--frames", "1", "--steps", "1", "--output-dir", str(tmp_path)]
+    asked = ["--tasks", "frame_prediction", "central_inpainting"]
+    done = subprocess.run([*command, *asked], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = list(csv.DictReader((tmp_path / "tasks_flow.csv").read_text().splitlines()))
+    assert [row["task"] for row in rows] == asked[1:] and all(float(row["error"]) > 0 for row in rows)
+    refused = subprocess.run([*command, "--tasks", "class_generation"], cwd=repository, capture_output=True, text=True)
+    assert refused.returncode == 2 and "is told captions" in refused.stderr
 
 
 def test_the_calls_of_the_ten_tasks_run_as_they_are_written(repository):
