@@ -504,4 +504,6 @@ def test_ops_compile_without_graph_breaks_and_keep_their_gradients(monkeypatch, 
     angle, order = drawn(24, 4, seed=2), torch.arange(23, -1, -1)
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
     ours = torch.autograd.grad(compiled(*inputs, angle), inputs)
-    torch.testing.assert_close(ours, torch.autograd.grad(everything(*inputs, angle), inputs))
+    # in 16 bits the plain form adds up the gradients of repeated frames in 16 bits, the eager op in float32
+    close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(ours, torch.autograd.grad(everything(*inputs, angle), inputs), **close)
