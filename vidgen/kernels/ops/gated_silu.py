@@ -31,18 +31,17 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, dim=-1)
-        activated = F.silu(gate)
-        ctx.save_for_backward(x, activated)
-        return activated * value
+        ctx.save_for_backward(x)
+        return F.silu(gate).mul_(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, activated = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         gate, value = x.chunk(2, dim=-1)
         grad_x = torch.empty_like(x)
         of_gate, of_value = grad_x.chunk(2, dim=-1)
-        torch.mul(activated, grad, out=of_value)
+        torch.ops.aten.silu.out(gate, out=of_value).mul_(grad)
         torch.mul(value, grad, out=of_gate)
         torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
         return grad_x
