@@ -55,9 +55,9 @@ def as_pixels(video: torch.Tensor) -> NDArray[np.uint8]:
     return rearrange(scaled, "c t h w -> t h w c").numpy()
 
 
-def strip(video: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def strip(video: NDArray[np.uint8], frames: int = STRIP_FRAMES) -> NDArray[np.uint8]:
     """Evenly spaced frames beside each other, `h (t w) c`."""
-    chosen = video[np.linspace(0, len(video) - 1, STRIP_FRAMES).round().astype(int)]
+    chosen = video[np.linspace(0, len(video) - 1, frames).round().astype(int)]
     return rearrange(chosen, "t h w c -> h (t w) c")
 
 

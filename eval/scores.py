@@ -4,7 +4,6 @@ Suites (`--suites`, all of them by default), on prompts of the test split, which
 share with a 95 % Wilson interval:
     reconstruction  the shapes world, and the real clips of the shared folder where it is present
     obedience       prompts with one object and with two
-    composition     pairs of colour and shape that were never trained; only of models whose run.json says so
     timelines       does the video change where the prompt does
     long            65 frames by `pipe.extend`, judged in four segments
     continuation    five first frames are given: is their object kept
@@ -81,7 +80,7 @@ HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right
 OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what its result file is called by
 
 
-SUITES = ("reconstruction", "obedience", "composition", "timelines", "long", "continuation", "speed")
+SUITES = ("reconstruction", "obedience", "timelines", "long", "continuation", "speed")
 SPEED_PROMPTS = 5
 
 
@@ -99,11 +98,6 @@ def obedience(names: list[str], prompts: int, batch_size: int) -> None:
 def further(suites: list[str], names: list[str], prompts: int, batch_size: int) -> None:
     """Ask the models called `names` the other questions; each answer has its own file."""
     for name in names:
-        if "composition" in suites and held_out(name):
-            for objects, marker in OBJECTS.items():
-                settings = {"num_prompts": prompts, "objects": objects, "pairs": "held out"}
-                place = RESULTS / f"composition_{marker}{name}.json"
-                score(place, name, evaluate_obedience, settings, batch_size=batch_size)
         if "timelines" in suites:
             score(RESULTS / f"timelines_{name}.json", name, evaluate_timelines, {"num_prompts": prompts})
         if "long" in suites:
@@ -143,12 +137,6 @@ def weights_of(name: str) -> str:
     return digest.hexdigest() + "".join(weights_of(other) for other in shared_components(folder).values())
 
 
-def held_out(name: str) -> bool:
-    """Whether the run files of a model and of its tokenizer say that pairs were held out of their training."""
-    run = json.loads((PRETRAINED / name / "run.json").read_text())
-    return run["data"].get("hold_out", False) and all(map(held_out, shared_components(PRETRAINED / name).values()))
-
-
 def answers(result: dict[str, Any]) -> dict[str, float]:
     """The shares of a result that say most."""
     shares = {**result.get("attributes", {}), **result}
@@ -161,7 +149,7 @@ def suite_rows() -> list[dict[str, Any]]:
     """One row for each share of each suite and model that was scored: what `obedience_suites.csv` holds."""
     rows = []
     for name in (*PIPELINES, *TOKENIZERS):
-        for suite in ("composition", "composition_two_objects", "timelines", "long", "continuation", "speed"):
+        for suite in ("timelines", "long", "continuation", "speed"):
             place = RESULTS / f"{suite}_{name}.json"
             if not place.is_file():
                 continue

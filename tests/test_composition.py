@@ -42,6 +42,7 @@ def test_neither_training_nor_validation_clips_show_a_held_out_pair(objects):
 def test_the_question_of_composition_asks_for_held_out_pairs_alone(objects):
     scenes = draw_prompts("test", 300, seed=2, objects=objects, pairs="held out")
     assert pairs_of(scenes) == HELD_OUT_PAIRS
+    assert pairs_of(draw_prompts("test", 300, seed=2, objects=objects, pairs="trained")) == TRAINED_PAIRS
     with pytest.raises(ValueError, match="pairs"):
         draw_prompts("test", 3, seed=2, pairs="some")  # pyright: ignore[reportArgumentType]
 

@@ -1,5 +1,6 @@
 """Do control videos and reference images steer every generator, and is a new control branch no change at all?"""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,34 @@ def test_references_go_with_a_timeline(family):
     timeline = [(0, TEXT), (1, "a blue star")]
     one, two = (latents_of(pipe, prompt=timeline, reference_images=images[[index]]).tokens for index in (0, 1))
     assert distance(one, two) > 1e-5
+
+
+@pytest.mark.parametrize("family", ["masked", "flow", "ar"])
+def test_a_run_trains_with_frames_of_each_clip_as_references(family, tmp_path):
+    base = tiny_pipeline(family)
+    base.transformer.add_references()
+    before = base.transformer.reference_embedding.project.weight.detach().clone()
+    run = tiny_run(tmp_path, references=2, drop_text=0.3, known_frames=0.0)
+    trained: Any = vidgen.load(train_generator(run, pipeline=base))
+    assert not torch.equal(trained.transformer.reference_embedding.project.weight, before)
+    images = clip(batch=2, frames=1)[:, :, 0]
+    assert trained("", reference_images=images, num_frames=5, output_type="pt").frames.shape[1] == 5
+
+
+def test_each_sample_has_its_own_references_in_training():
+    transformer = tiny("masked").transformer
+    transformer.add_references()
+    condition = Condition(torch.zeros(2, 1, transformer.config.text_width), torch.zeros(2, 1, dtype=torch.bool))
+    images = tiny("masked").video_tokenizer.encode(clip(batch=4, frames=1))
+    both = transformer.with_references(condition, images, samples=2).states
+    for sample in (0, 1):
+        own = replace(images, tokens=images.tokens[2 * sample : 2 * sample + 2])
+        assert torch.equal(both[sample], transformer.with_references(condition, own).states[0])
+
+
+def test_references_are_not_trained_on_encoded_clips(tmp_path):
+    with pytest.raises(ValueError, match="frames of the clips"):
+        tiny_run(tmp_path, references=1, cached_clips=4)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,8 @@ class DiffusionTransformerConfig(ModelConfig):
 
     def get_dummy_inputs(self) -> dict[str, Any]:
         noise = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
-        return {"hidden_states": noise, "timestep": torch.tensor([300.0, 700.0]), **self.condition()}
+        grid = pipeline(self.family, self.bottleneck).video_tokenizer.spec.grid(SIZE)
+        return {"hidden_states": noise, "timestep": torch.tensor([300.0, 700.0]), "grid": grid, **self.condition()}
 
 
 class AwakeDiffusionTransformerConfig(DiffusionTransformerConfig):

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidgen.data.shapes import TRAINED_PAIRS, Scene, sample_scene
+from vidgen.data.shapes import HELD_OUT_PAIRS, TRAINED_PAIRS, Scene, sample_scene
 from vidgen.eval.detector import ATTRIBUTES, compare, detect
 from vidgen.eval.interval import share
 from vidgen.eval.report import environment_stamp, write_json
@@ -36,7 +36,12 @@ class TextToVideo(Protocol):
 
 
 Split = Literal["selection", "test"]
-Pairs = Literal["all", "held out"]
+Pairs = Literal["all", "held out", "trained"]
+NEVER_ASKED: dict[Pairs, frozenset[tuple[str, str]]] = {
+    "all": frozenset(),
+    "held out": TRAINED_PAIRS,
+    "trained": HELD_OUT_PAIRS,
+}
 SELECTION_SEED = 1
 TEST_SEED = 2
 
@@ -44,18 +49,18 @@ TEST_SEED = 2
 def draw_prompts(split: Split, count: int, *, seed: int, objects: int = 1, pairs: Pairs = "all") -> list[Scene]:
     """``count`` different scenes of a split, the same for the same arguments; ValueError if it has fewer.
 
-    With ``pairs="held out"`` every object has one of the pairs of colour and shape that `--hold-out` never trains on.
+    With ``pairs="held out"`` every object has one of the pairs of colour and shape that `--hold-out` never trains on,
+    with "trained" one of the others.
     """
     if split not in ("selection", "test"):
         raise ValueError(f"expected split selection or test, got {split!r}")
-    if pairs not in ("all", "held out"):
-        raise ValueError(f"expected pairs 'all' or 'held out', got {pairs!r}")
-    left_out = TRAINED_PAIRS if pairs == "held out" else frozenset()
+    if pairs not in NEVER_ASKED:
+        raise ValueError(f"expected pairs of {', '.join(map(repr, NEVER_ASKED))}, got {pairs!r}")
     generator = torch.Generator().manual_seed(seed)
     scenes: dict[str, Scene] = {}
     in_vain = 0
     while len(scenes) < count:
-        scene = sample_scene(generator=generator, objects=(objects,), hold_out=left_out)
+        scene = sample_scene(generator=generator, objects=(objects,), hold_out=NEVER_ASKED[pairs])
         new = scene.caption not in scenes and split_of(scene) == split
         if new:
             scenes[scene.caption] = scene

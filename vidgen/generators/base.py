@@ -66,13 +66,16 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
         self.reference_embedding = ReferenceEmbedding(self.spec, self.config.text_width).to(self.device, self.dtype)
         self.register_to_config(has_references=True)
 
-    def with_references(self, condition: Condition, references: Latents) -> Condition:
-        """The condition with the images `references` (r videos of one frame) as more states, for all samples."""
+    def with_references(self, condition: Condition, references: Latents, *, samples: int = 1) -> Condition:
+        """The condition with images, videos of one frame, as more states.
+
+        `references` are r images for all samples, or with `samples` the r of the first sample, of the next one…
+        """
         if not self.config.has_references:
             raise ValueError("this generator takes no reference images; let it with add_references() and train it")
         coordinates = references.spec.coordinates(references.size).to(condition.states.device)
-        states = self.reference_embedding(references.tokens.to(condition.states), coordinates)
-        return with_states(condition, states, None)
+        tokens = references.tokens.to(condition.states).unflatten(0, (samples, -1))
+        return with_states(condition, self.reference_embedding(tokens, coordinates), None)
 
     def limits(self, coordinates: Tensor) -> Tensor | None:
         """Codebook sizes at each token, `n q`, where the parts differ; else `None`."""

@@ -51,12 +51,13 @@ class ReferenceEmbedding(nn.Module):
         self.marker = nn.Parameter(torch.randn(text_width) * SCALE)
 
     def forward(self, tokens: Tensor, coordinates: Tensor) -> Tensor:
-        """Tokens `r n c` of r images, places `n 5` of each -> `(r n) d`; image i stands at time i."""
-        places = positions(coordinates, self.unit).repeat(len(tokens), 1)
-        places[:, 0] = torch.arange(len(tokens), device=places.device).repeat_interleave(len(coordinates))
+        """Tokens `b r n c` of r images, places `n 5` of each -> `b (r n) d`; image i stands at time i."""
+        images = tokens.shape[1]
+        places = positions(coordinates, self.unit).repeat(images, 1)
+        places[:, 0] = torch.arange(images, device=places.device).repeat_interleave(len(coordinates))
         features = sine_features(places, self.text_width // 2 * 2)
         features = nn.functional.pad(features, (0, self.text_width % 2))
-        return self.project(tokens).flatten(0, 1) + self.marker + features.to(self.marker.dtype)
+        return self.project(tokens).flatten(1, 2) + self.marker + features.to(self.marker.dtype)
 
 
 class ActionEmbedding(nn.Module):

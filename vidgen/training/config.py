@@ -304,6 +304,9 @@ class GeneratorRun(Run):
     """Train a control branch of so many blocks, all else frozen; 0 trains none."""
     control: Literal["edges", "half-size", "quarter-size"] = "edges"
     """What the branch sees of a clip: its `edges`, or it at `half-size` or `quarter-size`, for super-resolution."""
+    references: int = 0
+    """Show so many frames of each clip, drawn by chance, as reference images; `drop_text` of the clips come with images
+    and no text, as many with neither."""
     cached_clips: int = 0
     """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
     cache_dir: Path | None = None
@@ -311,7 +314,8 @@ class GeneratorRun(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "drop_text", "known_frames", "cached_clips", "lora_rank", "control_layers")
+        counts = ("cached_clips", "lora_rank", "control_layers", "references")
+        check_not_negative(self, "drop_text", "known_frames", *counts)
         check_positive(self, "task_frames")
         if self.tasks and self.cached_clips > 0:
             raise ValueError("tasks give away pixels, which encoded clips no longer have; set --cached-clips 0")
@@ -319,6 +323,11 @@ class GeneratorRun(Run):
             raise ValueError("classes take the place of a text encoder; leave one of --classes and --text-encoder out")
         if self.control_layers > 0 and (self.cached_clips > 0 or self.lora_rank > 0):
             raise ValueError("a control branch is trained on pixels and alone: set --cached-clips 0 and --lora-rank 0")
+        if self.references > 0 and (self.cached_clips > 0 or self.lora_rank > 0 or self.control_layers > 0):
+            raise ValueError(
+                "reference images are frames of the clips, and new weights for them are trained with all others: set "
+                "--cached-clips, --lora-rank and --control-layers to 0"
+            )
         for name in ("drop_text", "known_frames"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")

@@ -60,7 +60,7 @@ class GeneratorStep(TrainingStep):
         self.transformer.register_to_config(text_dropped=max(drop_text, dropped_before))
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
-        self.drop_text, self.known_frames, self.control = drop_text, known_frames, None
+        self.drop_text, self.known_frames, self.control, self.references = drop_text, known_frames, None, 0
         self.tasks, self.task_frames = chosen_tasks(tasks), task_frames
         pipeline.set_progress_bar_config(disable=True)
 
@@ -77,11 +77,17 @@ class GeneratorStep(TrainingStep):
         self.transformer.add_control(layers)
         self.control = CONTROLS[kind]
 
+    def add_references(self, images: int) -> None:
+        """Show so many frames of each clip beside its text; all weights are trained."""
+        if not self.transformer.config.has_references:
+            self.transformer.add_references()
+        self.references = images
+
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents = self.latents(batch)
-        condition = self.condition(batch)
-        dropped = rand((len(latents),), generators) < self.drop_text
-        condition = condition.without_text(dropped.to(condition.mask.device))
+        condition = self.drop(self.condition(batch), generators)
+        if self.references > 0:
+            condition = self.drop(self.refer(condition, batch, generators), generators)
         if self.tasks:
             self.give_task(condition, batch, generators)
         elif self.known_frames > 0:
@@ -90,6 +96,8 @@ class GeneratorStep(TrainingStep):
 
     def evaluate(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         condition = self.condition(batch)
+        if self.references > 0:
+            condition = self.refer(condition, batch, generators)
         if self.tasks:
             self.give_task(condition, batch, generators)
         return self.transformer.losses(self.latents(batch), condition, generators=generators)
@@ -110,6 +118,19 @@ class GeneratorStep(TrainingStep):
         text: TextStates = self.pipeline.text_encoder.encode(self.prompts(batch))
         control = None if self.control is None else self.latents({"video": self.control(batch["video"])})
         return Condition(text.states, text.mask, control=control)
+
+    def drop(self, condition: Condition, generators: Generators) -> Condition:
+        """The condition without the states of a share of the samples: text alone, or text and images together."""
+        dropped = rand((len(condition.mask),), generators) < self.drop_text
+        return condition.without_text(dropped.to(condition.mask.device))
+
+    def refer(self, condition: Condition, batch: Batch, generators: Generators) -> Condition:
+        """The condition with frames of each clip, drawn by chance, as its reference images."""
+        video = batch["video"]
+        chosen = (rand((len(video), self.references), generators) * video.shape[2]).long().to(video.device)
+        images = torch.stack([clip[:, frames] for clip, frames in zip(video, chosen, strict=True)])
+        latents = self.latents({"video": rearrange(images, "b c r h w -> (b r) c 1 h w")})
+        return self.transformer.with_references(condition, latents, samples=len(video))
 
     def prompts(self, batch: Batch) -> list[str]:
         """Captions of the batch, or the names of its classes."""

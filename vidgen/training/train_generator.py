@@ -67,6 +67,8 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         step.adapt(run.lora_rank)
     if run.control_layers > 0:
         step.add_control(run.control_layers, run.control)
+    if run.references > 0:
+        step.add_references(run.references)
     trainer = Trainer(
         run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
     )
