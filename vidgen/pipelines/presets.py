@@ -31,8 +31,9 @@ SHAPES_FLOW = PipelinePreset(
     about="flow matching on real tokens, the shapes world",
     tokenizer="shapes-kl",
     generator=DiffusionTransformer,
-    config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0},
+    config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0, "level_mean": 1.0},  # what goes where is decided in noise
     text=SMALL_TEXT,
+    scheduler={"shift": 8.0},
     defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
