@@ -18,7 +18,7 @@ from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_TRAINING = (  # whatever they are, the same weights fit
     *("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight"),
-    *("smallest_ratio", "time_order_share"),
+    *("smallest_ratio", "time_order_share", "level_mean", "level_std"),
 )
 FRESH_WITH_OTHER_TASKS = ("task_embedding.",)
 FRESH_WITH_OTHER_TOKENS = (
