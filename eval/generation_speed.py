@@ -6,7 +6,6 @@ With `--llamagen DIR`, a checkout of FoundationVision/LlamaGen, also its cached 
 
 import importlib
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -52,8 +51,6 @@ OURS = {
 NETWORKS = ("vidgen-interleaved", "latte", "vidgen-joint", "cogvideox", "vidgen-cross")
 PEERS = {"vidgen-interleaved": "latte", "vidgen-joint": "cogvideox", "vidgen": "llamagen"}
 LONG = 20.0  # seconds; what takes longer is measured once
-# Of glibc, read when a process starts: freed memory stays there, or getting it back is up to 5 % of a backward pass.
-KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 LLAMAGEN_NETWORK = "autoregressive/models/gpt.py"
 
 
@@ -228,15 +225,14 @@ def diffusion_network(name: str, settings: Settings) -> tuple[nn.Module, Callabl
         "attention_head_dim": settings.width // settings.heads,
     }
     device, side = settings.device, settings.side
-    words = WORDS - (name in OURS)  # ours puts a state in front: "nothing was said"
-    text = torch.randn(1, words, TEXT_WIDTH, device=device)
+    text = torch.randn(1, WORDS, TEXT_WIDTH, device=device)
     if name in OURS:
         part = LatentPart("grid", "thw", (4, 8, 8), CHANNELS, first_frame_alone=True)
         spec = LatentSpec((part,), causal=True, streamable=True)
         network = network_of(DiffusionTransformer, spec, settings, **OURS[name])
         coordinates = spec.coordinates(settings.size).to(device)
         noisy = torch.randn(1, len(coordinates), CHANNELS, device=device)
-        mask = torch.ones(1, words, dtype=torch.bool, device=device)
+        mask = torch.ones(1, WORDS, dtype=torch.bool, device=device)
         time_ = torch.full((1,), 500.0, device=device)
         return network, lambda: network(noisy, time_, coordinates, text, mask, grid=spec.grid(settings.size))
     torch.manual_seed(0)
@@ -323,7 +319,6 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def measured(cases: list[tuple[str, str]], rounds: int, settings: Settings) -> list[dict[str, Any]]:
     """A row for each case, the fastest of some rounds; every measurement has a process of its own."""
-    os.environ.update(KEEPING_MEMORY)
     fastest: dict[tuple[str, str], dict[str, Any]] = {}
     for _ in range(rounds):
         for case in cases:

@@ -67,7 +67,7 @@ def build(name: str) -> Tokenizer:
     model = DiffusersAutoencoderTokenizer({"_class_name": name}) if name in FAMILIES else vidgen.build(name)
     if not isinstance(model, Tokenizer):
         raise ValueError(f"{name} is no tokenizer; use a preset of one or one of {', '.join(FAMILIES)}")
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def gigaflops(name: str, video: Tensor) -> tuple[float, float]:
