@@ -14,7 +14,9 @@ import vidgen
 from vidgen.conditioning import Condition, WordTextEncoder, edges
 from vidgen.nn.random import seeded
 from vidgen.pipelines.presets import PIPELINE_PRESETS
-from vidgen.training import train_generator
+from vidgen.training import GeneratorRun, train_generator
+from vidgen.training.generator_step import GeneratorStep
+from vidgen.training.models import fresh_pipeline
 
 FAMILIES = ("masked", "diffusion", "autoregressive", "llama", "efficient")
 OTHER_NETWORKS = {"llama": "par", "efficient": "shapes-enat"}  # presets with another network of a family
@@ -156,6 +158,22 @@ def test_a_run_trains_with_frames_of_each_clip_as_references(family, tmp_path):
     assert not torch.equal(trained.transformer.reference_embedding.project.weight, before)
     images = clip(batch=2, frames=1)[:, :, 0]
     assert trained("", reference_images=images, num_frames=5, output_type="pt").frames.shape[1] == 5
+
+
+def test_what_a_model_learned_of_control_and_references_is_trained_on(tmp_path):
+    run = GeneratorRun(preset="shapes-masked", output_dir=tmp_path, tiny=True)
+    pipe = fresh_pipeline(run)
+    pipe.transformer.add_control(1)
+    pipe.transformer.add_references()
+    shake(pipe.transformer.control_branch)
+    pipe.save_pretrained(tmp_path / "model")
+    again = fresh_pipeline(replace(run, init_from=str(tmp_path / "model")))
+    learned = pipe.transformer.state_dict()
+    assert all(torch.equal(weight, learned[name]) for name, weight in again.transformer.state_dict().items())
+    step = GeneratorStep(again, drop_text=0.0, known_frames=0.0)
+    step.add_control(1, "edges")
+    step.add_references(1)
+    assert all(torch.equal(weight, learned[name]) for name, weight in again.transformer.state_dict().items())
 
 
 def test_each_sample_has_its_own_references_in_training():

@@ -70,11 +70,13 @@ class GeneratorStep(TrainingStep):
         add_lora(self.transformer, rank)
 
     def add_control(self, layers: int, kind: str) -> None:
-        """Train a new control branch alone, on control videos that `CONTROLS[kind]` makes of the clips."""
+        """Train a control branch alone, a new one where there is none, on what `CONTROLS[kind]` makes of the clips."""
         if kind not in CONTROLS:
             raise ValueError(f"control must be one of {', '.join(CONTROLS)}, got {kind!r}")
         self.requires_grad_(False)
-        self.transformer.add_control(layers)
+        if self.transformer.config.control_layers != layers:
+            self.transformer.add_control(layers)
+        self.transformer.control_branch.requires_grad_(True)
         self.control = CONTROLS[kind]
 
     def add_references(self, images: int) -> None:

@@ -64,6 +64,10 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
             raise ValueError(
                 f"cannot start a {type(pipeline).__name__} from {run.init_from}: that is a {type(earlier).__name__}"
             )
+        if earlier.transformer.config.control_layers:
+            pipeline.transformer.add_control(earlier.transformer.config.control_layers)
+        if earlier.transformer.config.has_references:
+            pipeline.transformer.add_references()
         take_weights(pipeline.transformer, earlier.transformer, source=run.init_from)
         told, before = pipeline.text_encoder, earlier.text_encoder
         if told.trained_jointly and isinstance(told, ClassEncoder) == isinstance(before, ClassEncoder):
