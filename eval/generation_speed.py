@@ -5,7 +5,9 @@ With `--llamagen DIR`, a checkout of FoundationVision/LlamaGen, also its cached 
 """
 
 import importlib
+import math
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -51,6 +54,8 @@ OURS = {
 NETWORKS = ("vidgen-interleaved", "latte", "vidgen-joint", "cogvideox", "vidgen-cross")
 PEERS = {"vidgen-interleaved": "latte", "vidgen-joint": "cogvideox", "vidgen": "llamagen"}
 LONG = 20.0  # seconds; what takes longer is measured once
+# Of glibc, read when a process starts: freed memory stays there, or getting it back is up to 5 % of a backward pass.
+KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 LLAMAGEN_NETWORK = "autoregressive/models/gpt.py"
 
 
@@ -72,8 +77,10 @@ class Settings:
     """cpu (CPU-seconds on one thread) or cuda (seconds)."""
     repeats: int = 3
     """Measurements after a warm-up; the table has the fastest."""
-    rounds: int = 3
-    """Processes for each row that has a public peer, in turns with it, so that a busy moment hits both."""
+    turns: int = 30
+    """Most calls of ours and its public peer, one after the other in one process, so that a busy moment hits both."""
+    turn_seconds: float = 120.0
+    """No further turn begins after so many seconds, but four are taken."""
     samplers: tuple[str, ...] = SAMPLERS
     """Rows that make a whole video's tokens."""
     networks: tuple[str, ...] = NETWORKS
@@ -97,17 +104,22 @@ class Settings:
         return 4 * self.side**2
 
 
-def seconds(work: Callable[[], Any], settings: Settings) -> float:
-    """The fastest of some runs after a warm-up; of a long one the first."""
-    clock = time.process_time if settings.device == "cpu" else time.perf_counter
+def timed(work: Callable[[], Any], settings: Settings) -> list[float]:
+    """Seconds of some runs after a warm-up; of a long one those of the first."""
     found: list[float] = []
     while len(found) < 1 + settings.repeats and max(found, default=0.0) < LONG:
-        synchronise(settings.device)
-        started = clock()
-        work()
-        synchronise(settings.device)
-        found.append(clock() - started)
-    return min(found[1:] or found)
+        found.append(once(work, settings))
+    return found[1:] or found
+
+
+def once(work: Callable[[], Any], settings: Settings) -> float:
+    """Seconds of one run."""
+    clock = time.process_time if settings.device == "cpu" else time.perf_counter
+    synchronise(settings.device)
+    started = clock()
+    work()
+    synchronise(settings.device)
+    return clock() - started
 
 
 def synchronise(device: str) -> None:
@@ -225,14 +237,15 @@ def diffusion_network(name: str, settings: Settings) -> tuple[nn.Module, Callabl
         "attention_head_dim": settings.width // settings.heads,
     }
     device, side = settings.device, settings.side
-    text = torch.randn(1, WORDS, TEXT_WIDTH, device=device)
+    words = WORDS - (name in OURS)  # ours puts a state in front: "nothing was said"
+    text = torch.randn(1, words, TEXT_WIDTH, device=device)
     if name in OURS:
         part = LatentPart("grid", "thw", (4, 8, 8), CHANNELS, first_frame_alone=True)
         spec = LatentSpec((part,), causal=True, streamable=True)
         network = network_of(DiffusionTransformer, spec, settings, **OURS[name])
         coordinates = spec.coordinates(settings.size).to(device)
         noisy = torch.randn(1, len(coordinates), CHANNELS, device=device)
-        mask = torch.ones(1, WORDS, dtype=torch.bool, device=device)
+        mask = torch.ones(1, words, dtype=torch.bool, device=device)
         time_ = torch.full((1,), 500.0, device=device)
         return network, lambda: network(noisy, time_, coordinates, text, mask, grid=spec.grid(settings.size))
     torch.manual_seed(0)
@@ -281,20 +294,25 @@ def diffusion_network(name: str, settings: Settings) -> tuple[nn.Module, Callabl
 # -------------------------------------------------------------------------------------------------------- the table
 
 
-def measure(name: str, work: str, settings: Settings) -> dict[str, Any]:
-    """One row; meant for a process of its own, whose peak memory it reports."""
-    torch.set_num_threads(1)
+def network_and_call(name: str, work: str, settings: Settings) -> tuple[nn.Module, Callable[[], Any]]:
+    """A network, and a call that does the work of a row."""
     if work == "sample":
         network, call = sampler(name, settings)
     elif work in DECODING:
         network, call = decoder(name, DECODING[work], settings)
     else:
         network, call = diffusion_network(name, settings)
-    before = peak_memory_megabytes(settings.device)
     if work == "forward+backward":
-        best = seconds(lambda: call().square().mean().backward(), settings)
-    else:
-        best = seconds(torch.no_grad()(call), settings)
+        return network, lambda: call().square().mean().backward()
+    return network, torch.no_grad()(call)
+
+
+def measure(name: str, work: str, settings: Settings) -> dict[str, Any]:
+    """One row; meant for a process of its own, whose peak memory it reports."""
+    torch.set_num_threads(1)
+    network, call = network_and_call(name, work, settings)
+    before = peak_memory_megabytes(settings.device)
+    best = min(timed(call, settings))
     return {
         "name": name,
         "work": work,
@@ -307,40 +325,71 @@ def measure(name: str, work: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, how many times as fast each is as the slowest way to do its work, and ours over its peer's seconds."""
+def ratios(name: str, work: str, settings: Settings) -> list[float]:
+    """Our seconds over the peer's in each turn of the two, who begin in turns; for a process of its own."""
+    torch.set_num_threads(1)
+    calls = [network_and_call(each, work, settings)[1] for each in (name, PEERS[name])]
+    for call in calls:
+        call()  # warm-up
+    found: list[float] = []
+    started = time.perf_counter()
+    while len(found) < settings.turns and (len(found) < 4 or time.perf_counter() - started < settings.turn_seconds):
+        first = len(found) % 2
+        taken = {which: once(calls[which], settings) for which in (first, 1 - first)}
+        found.append(taken[0] / taken[1])
+    return found
+
+
+def against_peers(rows: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """The rows, how many times as fast each is as the slowest way to do its work, and ours over its peer's seconds.
+
+    That ratio is the median of the turns, with the interval that holds its true value in 95 % of such experiments.
+    """
     for line in rows:
         others = {other["name"]: other["seconds"] for other in rows if other["work"] == line["work"]}
         line["times_faster_than_slowest"] = round(max(others.values()) / line["seconds"], 2)
-        line["peer"] = PEERS.get(line["name"]) if PEERS.get(line["name"]) in others else None
-        line["times_seconds_of_peer"] = line["peer"] and round(line["seconds"] / others[line["peer"]], 3)
+        line |= dict.fromkeys(("peer", "turns", "times_seconds_of_peer", "ratio_from", "ratio_to"))
+        if PEERS.get(line["name"]) in others:
+            found = in_fresh_process(ratios, line["name"], line["work"], settings)
+            low, high = median_interval(found)
+            line |= {"peer": PEERS[line["name"]], "turns": len(found), "times_seconds_of_peer": round(median(found), 3)}
+            line |= {"ratio_from": round(low, 3), "ratio_to": round(high, 3)}
+            print(", ".join(f"{column} {value}" for column, value in line.items()), flush=True)
     return rows
 
 
-def measured(cases: list[tuple[str, str]], rounds: int, settings: Settings) -> list[dict[str, Any]]:
-    """A row for each case, the fastest of some rounds; every measurement has a process of its own."""
-    fastest: dict[tuple[str, str], dict[str, Any]] = {}
-    for _ in range(rounds):
-        for case in cases:
-            with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-                row = fresh.submit(measure, *case, settings).result()
-            print(", ".join(f"{column} {value}" for column, value in row.items()), flush=True)
-            if case not in fastest or row["seconds"] < fastest[case]["seconds"]:
-                fastest[case] = row
-    return list(fastest.values())
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """A 95 % interval of the median, between two of the values in their order (of few values all)."""
+    ordered, count = sorted(values), len(values)
+    outside, chance = 0, 0.5**count  # chance: of at most `outside` values on one side of the true median
+    while chance + math.comb(count, outside + 1) * 0.5**count <= 0.025:
+        outside += 1
+        chance += math.comb(count, outside) * 0.5**count
+    return ordered[outside], ordered[count - 1 - outside]
+
+
+def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of `work` in a process that keeps freed memory."""
+    os.environ.update(KEEPING_MEMORY)
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(work, *arguments).result()
 
 
 def main() -> None:
     """Measure, print the table, write CSV and JSON."""
     settings = tyro.cli(Settings, description=__doc__)
-    peers = [] if settings.llamagen is None else [(name, work) for work in DECODING for name in ("vidgen", "llamagen")]
-    peers += [(name, work) for work in ("forward", "forward+backward") for name in settings.networks]
-    rows = measured([(name, "sample") for name in settings.samplers], 1, settings)
-    rows = with_ratios(rows + measured(peers, settings.rounds, settings))
+    cases = [(name, "sample") for name in settings.samplers]
+    if settings.llamagen is not None:
+        cases += [(name, work) for work in DECODING for name in ("vidgen", "llamagen")]
+    cases += [(name, work) for work in ("forward", "forward+backward") for name in settings.networks]
+    rows = []
+    for case in cases:
+        rows.append(in_fresh_process(measure, *case, settings))
+        print(", ".join(f"{column} {value}" for column, value in rows[-1].items()), flush=True)
+    rows = against_peers(rows, settings)
     result = {
         "networks": f"width {settings.width}, {settings.layers} blocks, {settings.heads} heads, float32, batch 1",
         "repeats": settings.repeats,
-        "rounds": settings.rounds,
         "clock": "CPU-seconds on one thread" if settings.device == "cpu" else "seconds",
         "date": datetime.now(UTC).date().isoformat(),
         "environment": environment_stamp(),

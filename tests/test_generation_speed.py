@@ -2,11 +2,11 @@
 
 import importlib.util
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 GPT = """
 from dataclasses import dataclass
@@ -70,28 +70,38 @@ def test_the_public_decoder_has_the_shape_of_ours(speed, tmp_path, monkeypatch):
     assert condition == (1, config.cls_token_num, config.caption_dim) == (1, states, ours.config.text_width)
 
 
-def test_ratios_compare_those_that_do_the_same_work(speed):
+def test_ratios_compare_those_that_do_the_same_work(speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "in_fresh_process", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(speed, "ratios", lambda name, work, settings: [0.5, 0.7, 0.75, 0.9, 4.0])
     rows = [
         {"name": "vidgen", "work": "decode", "seconds": 3.0},
         {"name": "llamagen", "work": "decode", "seconds": 4.0},
         {"name": "masked-12", "work": "sample", "seconds": 9.0},
     ]
-    ours, theirs, masked = speed.with_ratios(rows)
-    assert (ours["peer"], ours["times_seconds_of_peer"]) == ("llamagen", 0.75)
+    ours, theirs, masked = speed.against_peers(rows, speed.Settings(output=tmp_path / "speed.csv"))
+    assert (ours["peer"], ours["turns"], ours["times_seconds_of_peer"]) == ("llamagen", 5, 0.75)
+    assert (ours["ratio_from"], ours["ratio_to"]) == (0.5, 4.0)
     assert theirs["times_seconds_of_peer"] is None
     assert ours["times_faster_than_slowest"] == 1.33
     assert masked["peer"] is None and masked["times_seconds_of_peer"] is None
 
 
-def test_rows_with_a_peer_are_measured_in_turns_and_the_fastest_counts(speed, tmp_path, monkeypatch, capsys):
-    times = iter([5.0, 3.0, 4.0, 6.0])
-    monkeypatch.setattr(speed, "measure", lambda name, work, _: {"name": name, "work": work, "seconds": next(times)})
-    monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda **_: InThisProcess())
-    settings = speed.Settings(output=tmp_path / "speed.csv")
-    rows = speed.measured([("vidgen-interleaved", "forward"), ("latte", "forward")], 2, settings)
-    printed = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
-    assert printed == ["name vidgen-interleaved", "name latte"] * 2
-    assert [(row["name"], row["seconds"]) for row in rows] == [("vidgen-interleaved", 4.0), ("latte", 3.0)]
+def test_ours_and_the_peer_run_in_turns_and_begin_in_turns(speed, tmp_path, monkeypatch):
+    ran: list[str] = []
+    monkeypatch.setattr(speed, "network_and_call", lambda name, *_: (None, lambda: ran.append(name)))
+    monkeypatch.setattr(speed, "once", lambda call, _: (call(), {"vidgen-joint": 3.0, "cogvideox": 4.0}[ran[-1]])[1])
+    found = speed.ratios("vidgen-joint", "forward", speed.Settings(output=tmp_path / "speed.csv", turns=3))
+    assert found == [0.75] * 3
+    ours, theirs = "vidgen-joint", "cogvideox"
+    assert ran[2:] == [ours, theirs, theirs, ours, ours, theirs]
+
+
+def test_the_interval_of_a_median_holds_it_in_95_percent(speed):
+    assert speed.median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert speed.median_interval(list(range(10))) == (1, 8)  # binomial: 98 %, and 89 % from 2 to 7
+    draws = torch.randn(2000, 30, generator=torch.Generator().manual_seed(0)).tolist()
+    held = sum(low <= 0 <= high for low, high in map(speed.median_interval, draws))
+    assert 0.94 < held / 2000 < 0.98
 
 
 def test_ours_and_the_public_networks_have_one_structure(speed, tmp_path):
@@ -109,20 +119,5 @@ def test_what_takes_long_is_measured_once(speed, tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 30))
     monkeypatch.setattr(speed.time, "process_time", lambda: next(clock))
     calls = []
-    assert speed.seconds(lambda: calls.append(1), speed.Settings(output=tmp_path / "speed.csv")) == 30
+    assert speed.timed(lambda: calls.append(1), speed.Settings(output=tmp_path / "speed.csv")) == [30]
     assert len(calls) == 1
-
-
-class InThisProcess:
-    """Stands in for a pool of processes."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def submit(self, function, *arguments):
-        done = Future()
-        done.set_result(function(*arguments))
-        return done
