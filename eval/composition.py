@@ -40,7 +40,8 @@ def main() -> None:
     arguments = parser.parse_args()
     subjects: dict[str, Any] = {}
     for folder in arguments.ceilings:
-        subjects[f"{held_out(folder, TokenizerRun)}-ceiling"] = Oracle(vidgen.load(folder))
+        tokenizer: Any = vidgen.load(folder)
+        subjects[f"{held_out(folder, TokenizerRun)}-ceiling"] = Oracle(tokenizer)
     for folder in arguments.models:
         subjects[held_out(folder, GeneratorRun)] = vidgen.load(folder)
     rows = []
