@@ -69,3 +69,17 @@ def test_models_that_saw_the_held_out_pairs_are_no_beginning(tmp_path):
     check_held_out(source)
     with pytest.raises(ValueError, match="trained on all"):
         check_held_out("shapes-fsq")  # the built-in one
+
+
+def test_only_models_that_never_saw_the_pairs_are_asked_for_them(tmp_path, repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "eval")
+    from composition import held_out  # pyright: ignore[reportMissingImports]
+
+    run = TokenizerRun(preset="shapes-fsq", output_dir=tmp_path, data=DataConfig(hold_out=True))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="give the folder of a training run"):
+        held_out(tmp_path / "model", TokenizerRun)
+    run.save(tmp_path / "run.json")
+    assert held_out(tmp_path / "model", TokenizerRun) == tmp_path.name
+    with pytest.raises(ValueError, match="trained on all pairs"):
+        held_out(repository / "vidgen" / "pretrained" / "shapes-masked", GeneratorRun)

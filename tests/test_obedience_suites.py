@@ -160,4 +160,3 @@ def test_scores_go_on_where_they_were_cut_off(tmp_path, monkeypatch, repository)
         scores.score(tmp_path / "some.json", "shapes-masked", suite, {"num_prompts": prompts})
     assert made == ["shapes-masked"] * 2  # the second call found the first one's file
     assert json.loads((tmp_path / "some.json").read_text())["num_prompts"] == 4
-    assert not scores.held_out("shapes-masked")
