@@ -171,8 +171,11 @@ def test_what_a_model_learned_of_control_and_references_is_trained_on(tmp_path):
     learned = pipe.transformer.state_dict()
     assert all(torch.equal(weight, learned[name]) for name, weight in again.transformer.state_dict().items())
     step = GeneratorStep(again, drop_text=0.0, known_frames=0.0)
+    parts = again.transformer.control_branch, again.transformer.reference_embedding
+    assert not any(weight.requires_grad for part in parts for weight in part.parameters())
     step.add_control(1, "edges")
     step.add_references(1)
+    assert all(weight.requires_grad for part in parts for weight in part.parameters())
     assert all(torch.equal(weight, learned[name]) for name, weight in again.transformer.state_dict().items())
 
 

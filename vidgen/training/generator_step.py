@@ -62,6 +62,12 @@ class GeneratorStep(TrainingStep):
             self.text_encoder = pipeline.text_encoder
         self.drop_text, self.known_frames, self.control, self.references = drop_text, known_frames, None, 0
         self.tasks, self.task_frames = chosen_tasks(tasks), task_frames
+        for idle in (
+            "control_branch",
+            "reference_embedding",
+        ):  # of an earlier run; idle weights would stop two processes
+            if hasattr(self.transformer, idle):
+                getattr(self.transformer, idle).requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
 
     def adapt(self, rank: int) -> None:
@@ -83,6 +89,7 @@ class GeneratorStep(TrainingStep):
         """Show so many frames of each clip beside its text; all weights are trained."""
         if not self.transformer.config.has_references:
             self.transformer.add_references()
+        self.transformer.reference_embedding.requires_grad_(True)
         self.references = images
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
