@@ -307,7 +307,7 @@ def test_memory_grows_at_most_20_megabytes_from_100_to_2000_frames(preset: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "times"), [("shapes-fsq", 3), ("base-fsq", 1)])
+@pytest.mark.parametrize(("preset", "times"), [("shapes-fsq", 7), ("base-fsq", 2)])
 def test_inference_in_blocks_costs_at_most_a_quarter_more_than_a_whole_clip_forward(preset: str, times: int):
     torch.manual_seed(0)
     tokenizer = TOKENIZER_PRESETS[preset].build()
@@ -321,8 +321,14 @@ def test_inference_in_blocks_costs_at_most_a_quarter_more_than_a_whole_clip_forw
         work()
         return time.process_time() - started
 
-    with torch.no_grad():
-        blocked = lambda: tokenizer.decode(tokenizer.encode(video))  # noqa: E731
-        whole = lambda: (tokenizer.encoder(video), tokenizer.decoder(latents.grid()))  # noqa: E731
-        ratios = sorted(cost(blocked) / cost(whole) for _ in range(times))
-    assert ratios[times // 2] <= 1.25
+    blocked = lambda: tokenizer.decode(tokenizer.encode(video))  # noqa: E731
+    whole = lambda: (tokenizer.encoder(video), tokenizer.decoder(latents.grid()))  # noqa: E731
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other on a busy machine count as work
+    try:
+        with torch.no_grad():
+            costs = [(cost(blocked), cost(whole)) for _ in range(times)]
+    finally:
+        torch.set_num_threads(threads)
+    in_blocks, at_once = zip(*costs, strict=True)
+    assert min(in_blocks) / min(at_once) <= 1.25, costs
