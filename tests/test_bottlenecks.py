@@ -34,7 +34,7 @@ from vidgen.bottlenecks import (
 from vidgen.bottlenecks.base import rotated
 from vidgen.bottlenecks.entropy import EntropyTerm
 from vidgen.generators.embedding import TokenEmbedding
-from vidgen.generators.heads import build_head
+from vidgen.generators.head_choice import chosen_head
 from vidgen.latents import LatentPart, LatentSpec
 from vidgen.nn.random import seeded
 from vidgen.schedulers.sampling import SamplingRule
@@ -265,7 +265,7 @@ def test_every_bottleneck_feeds_the_head_and_the_embedding_of_a_generator(case: 
     spec = LatentSpec((part,), causal=True, streamable=True)
     result = bottleneck(features(bottleneck, count=6))
     tokens = result.vectors if result.ids is None else result.ids
-    embedding, head = TokenEmbedding(spec, 16), build_head(spec, 16)
+    embedding, head = TokenEmbedding(spec, 16), chosen_head(spec, 16, "auto")
     hidden = embedding(tokens)
     assert head.loss(hidden, tokens, generators=seeded([0, 1])).shape == (2, 6)
     drawn, _ = head.sample(hidden, None, 1.0, generators=seeded([0, 1]), rule=SamplingRule())

@@ -8,7 +8,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers 
 from torch import Tensor, nn
 
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
-from vidgen.generators.heads import build_head
+from vidgen.generators.head_choice import chosen_head
 from vidgen.generators.sequence import AutoregressiveGenerator
 from vidgen.kernels import AttentionSpec
 from vidgen.latents import LatentSpec
@@ -27,6 +27,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         text_width: length of the condition states.
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
+        head_type, head_options: what draws tokens from hidden states, as in `LlamaTransformer`.
         text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
     """
@@ -45,6 +46,8 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         heads: int = 8,
         expansion: float = 4.0,
         token_weight: float = 0.5,
+        head_type: str = "auto",
+        head_options: dict[str, Any] | None = None,
         text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
@@ -61,7 +64,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
             TransformerBlock(width, heads, expansion=expansion) for _ in range(layers)
         )
         self.norm_out = RMSNorm(width)
-        self.proj_out = build_head(self.spec, width)
+        self.proj_out = chosen_head(self.spec, width, head_type, head_options)
         if control_layers:
             self.add_control(control_layers)
         if has_references:

@@ -20,11 +20,15 @@ class DepthHead(Head):
 
     Args:
         layers: blocks of the transformer over the digits of one token.
+        inner_width: of that transformer, `None` = the width of the hidden states. It runs over all digits of all
+            tokens, so it should be narrow where they are many.
     """
 
-    def __init__(self, spec: LatentSpec, width: int, *, layers: int = 2) -> None:
+    def __init__(self, spec: LatentSpec, width: int, *, layers: int = 2, inner_width: int | None = None) -> None:
         super().__init__()
         self.digits = Digits(spec)
+        self.enter = nn.Identity() if inner_width is None else nn.Linear(width, inner_width)
+        width = inner_width or width
         self.tables = nn.ModuleList(nn.Embedding(size, width) for size in self.digits.sizes[:-1])
         self.head_channels = math.gcd(width, 64)
         self.blocks = nn.ModuleList(LlamaBlock(width, width // self.head_channels) for _ in range(layers))
@@ -37,7 +41,8 @@ class DepthHead(Head):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
     def states(self, hidden: Tensor, digits: list[Tensor]) -> Tensor:
-        """`b n d` and the first k digits `b n` to `b n k+1 d`: what predicts each digit and the one after."""
+        """`b n d` and the first k digits `b n` to `b n k+1 d'`: what predicts each digit and the one after."""
+        hidden = self.enter(hidden)
         known = [hidden + table(digit) for table, digit in zip(self.tables, digits, strict=False)]
         x = rearrange([hidden, *known], "k b n d -> (b n) k d")
         places = torch.arange(x.shape[1], device=x.device)

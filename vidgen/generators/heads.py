@@ -168,8 +168,3 @@ class ModulatedLayer(nn.Module):
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(F.silu(told)).chunk(3, dim=-1)
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
-
-
-def build_head(spec: LatentSpec, width: int) -> Head:
-    """Categorical for discrete specs, flow for continuous ones."""
-    return CategoricalHead(spec, width) if spec.discrete else FlowHead(spec, width)

@@ -33,6 +33,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         rotary_axes: 3 = rotary positions in time, height and width; 1 = along the sequence.
         head_type: "auto" = ids all at once, or a flow for reals; "depth" = the ids of a token one after the other;
             "mixture" = a mixture of Gaussians for reals.
+        head_options: keyword arguments of that head.
         token_weight: strength of `token_weights` in the loss.
         text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
@@ -53,6 +54,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         group: int | str = 1,
         rotary_axes: int = 3,
         head_type: str = "auto",
+        head_options: dict[str, Any] | None = None,
         token_weight: float = 0.0,
         text_dropped: float | None = None,
         control_layers: int = 0,
@@ -73,7 +75,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         self.text_projection = TextProjection(text_width, width)
         self.transformer_blocks = nn.ModuleList(LlamaBlock(width, heads) for _ in range(layers))
         self.norm_out = RMSNorm(width)
-        self.proj_out = chosen_head(self.spec, width, head_type)
+        self.proj_out = chosen_head(self.spec, width, head_type, head_options)
         if control_layers:
             self.add_control(control_layers)
         if has_references:

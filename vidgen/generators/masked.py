@@ -14,7 +14,7 @@ from vidgen.conditioning import NO_TASK, Condition, TokenState
 from vidgen.generators.base import Generator, token_weights, with_states
 from vidgen.generators.control import ActionEmbedding
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
-from vidgen.generators.heads import build_head
+from vidgen.generators.head_choice import chosen_head
 from vidgen.generators.patches import Grid, token_extents
 from vidgen.kernels import AttentionSpec
 from vidgen.latents import Latents, LatentSpec
@@ -47,6 +47,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         self_critic_weight: above 0, a head learns to tell the network's own drawings from true tokens (Phenaki,
             arXiv 2210.02399; Token-Critic, arXiv 2209.04439), and the sampler masks what it doubts.
         action_channels: numbers in an action, one of which leads to each frame (MaskViT); 0 = it takes none.
+        head_type, head_options: what draws tokens from hidden states, as in `LlamaTransformer`.
         text_dropped: share of the training samples without text, `None` = not recorded.
         control_layers, has_references: what `add_control` and `add_references` have added.
     """
@@ -74,6 +75,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         spectral_attention: bool = False,
         self_critic_weight: float = 0.0,
         action_channels: int = 0,
+        head_type: str = "auto",
+        head_options: dict[str, Any] | None = None,
         text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
@@ -100,7 +103,7 @@ class MaskedTransformer(Generator, ConfigMixin):
             self.build_block(width, heads, expansion=expansion) for _ in range(layers)
         )
         self.norm_out = RMSNorm(width)
-        self.proj_out = build_head(self.spec, width)
+        self.proj_out = chosen_head(self.spec, width, head_type, head_options)
         self.to_realness = nn.Linear(width, 1) if self_critic_weight > 0 else None
         self.action_embedding = ActionEmbedding(self.spec, action_channels, text_width) if action_channels else None
         if control_layers:

@@ -84,7 +84,7 @@ class EfficientMaskedTransformer(MaskedTransformer):
 
     Args:
         decoder_layers: layers over the masked tokens.
-        latent_spec … self_critic_weight: those of `MaskedTransformer`, but for `windows`, `spectral_attention` and
+        latent_spec … self_critic_weight, head_type …: those of `MaskedTransformer`, but for `windows`, `spectral_attention` and
             `action_channels`.
     """
 
@@ -110,6 +110,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
         reconstruction_weight: float = 0.0,
         self_critic_weight: float = 0.0,
         decoder_layers: int = 2,
+        head_type: str = "auto",
+        head_options: dict[str, Any] | None = None,
         text_dropped: float | None = None,
         control_layers: int = 0,
         has_references: bool = False,
@@ -128,6 +130,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
             refine_weight=refine_weight,
             reconstruction_weight=reconstruction_weight,
             self_critic_weight=self_critic_weight,
+            head_type=head_type,
+            head_options=head_options,
             text_dropped=text_dropped,
             control_layers=control_layers,
             has_references=has_references,

@@ -11,6 +11,7 @@ from vidgen.pipelines.preset import PipelinePreset
 __all__ = ["PIPELINE_PRESETS", "PipelinePreset"]
 
 SMALL = {"width": 128, "layers": 6, "heads": 4, "expansion": 3.0}
+MANY_IDS = {"head_type": "depth", "head_options": {"inner_width": 64}}  # of a token, drawn one after the other
 SMALL_TEXT = {"width": 96, "layers": 1, "heads": 3}
 SHAPES_SIZE = {"num_frames": 17, "height": 64, "width": 64}
 DIGIT_NAMES = tuple("0123456789") + tuple(f"{one} {other}" for one in range(10) for other in range(one, 10))
@@ -19,10 +20,10 @@ BASE_TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words
 BASE_SIZE = {"num_frames": 17, "height": 128, "width": 128}
 
 SHAPES_MASKED = PipelinePreset(
-    about="masked transformer on 4,096 codes, the shapes world",
+    about="masked transformer on 8 ids of 64 codes a token, the shapes world",
     tokenizer="shapes-fsq",
     generator=MaskedTransformer,
-    config=SMALL,
+    config={**SMALL, **MANY_IDS},
     text=SMALL_TEXT,
     scheduler={"choice_order": "random"},
     defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
@@ -37,7 +38,7 @@ SHAPES_FLOW = PipelinePreset(
     defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
-    SHAPES_MASKED, about="masked transformer on 4,096 codes, the moving digits", tokenizer="worlds-fsq"
+    SHAPES_MASKED, about="masked transformer on 4,096 codes, the moving digits", tokenizer="worlds-fsq", config=SMALL
 )
 DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
 
@@ -52,10 +53,10 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
     "shapes-masked": SHAPES_MASKED,
     "shapes-flow": SHAPES_FLOW,
     "shapes-ar": PipelinePreset(
-        about="autoregressive transformer on 4,096 codes, the shapes world",
+        about="autoregressive transformer on 8 ids of 64 codes a token, the shapes world",
         tokenizer="shapes-fsq",
         generator=AutoregressiveTransformer,
-        config=SMALL,
+        config={**SMALL, **MANY_IDS},
         text=SMALL_TEXT,
         defaults={**SHAPES_SIZE, "guidance_scale": 1.5},
     ),

@@ -4,6 +4,7 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
+from einops import rearrange
 from torch import Tensor, nn
 
 from vidgen.bottlenecks import build_bottleneck
@@ -117,6 +118,8 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
             coloured things fade into the background before it learns them (docs/log.md, 2026-11-21).
         front: how pixels are folded: "patch", or "haar" for the bands of a wavelet (`vidgen.nn.folding`).
         patch_frames: frames folded into channels before the first convolution; divides the temporal stride.
+        token_patch: positions of the trunk on each side of a token, whose vector is theirs one after the other: 2 makes a
+            quarter of the tokens, each with four times the channels (and with a `product` bottleneck the ids).
     """
 
     @register_to_config
@@ -133,11 +136,14 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         squared_weight: float = 1.0,
         front: str = "patch",
         patch_frames: int = 1,
+        token_patch: int = 1,
     ) -> None:
         super().__init__()
         if front not in FOLDINGS:
             raise ValueError(f"unknown front {front!r}; one of {', '.join(FOLDINGS)}")
-        factors = halvings(stride, patch, patch_frames)
+        if token_patch < 1 or stride[1] % token_patch or stride[2] % token_patch:
+            raise ValueError(f"token_patch must divide the stride in space, got {token_patch} and {tuple(stride)}")
+        factors = halvings((stride[0], stride[1] // token_patch, stride[2] // token_patch), patch, patch_frames)
         if len(widths) != len(factors) + 1:
             raise ValueError(
                 f"stride {tuple(stride)} with patch {patch} has {len(factors)} halvings and needs "
@@ -153,24 +159,42 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         widths, folding = tuple(widths), FOLDINGS[front](frames=patch_frames, side=patch)
-        self.encoder = Encoder(
-            folding=folding, widths=widths, factors=factors, depth=depth, out_channels=self.bottleneck.in_channels
+        self.token_patch = token_patch
+        entering, leaving = (
+            per_position(channels, token_patch) for channels in (self.bottleneck.in_channels, self.bottleneck.channels)
         )
+        self.encoder = Encoder(folding=folding, widths=widths, factors=factors, depth=depth, out_channels=entering)
         self.decoder = Decoder(
-            folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=self.bottleneck.channels
+            folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=leaving
         )
         self.reach = self.encoder.reach(), self.decoder.reach()
         self.register_statistics(self.bottleneck.channels)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
-        return self.encoder(video, cache)
+        x = self.encoder(video, cache)
+        if self.token_patch == 1:
+            return x
+        return rearrange(x, "b c t (h p) (w q) -> b (p q c) t h w", p=self.token_patch, q=self.token_patch)
 
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
+        if self.token_patch > 1:
+            side = self.token_patch
+            vectors = rearrange(vectors, "b (p q c) t h w -> b c t (h p) (w q)", p=side, q=side)
         return self.decoder(vectors, cache)
 
     @property
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.conv.weight
+
+
+def per_position(channels: int, token_patch: int) -> int:
+    """Channels of the trunk at one position, from those of the bottleneck."""
+    if channels % token_patch**2:
+        raise ValueError(
+            f"a token of {token_patch} x {token_patch} positions needs a bottleneck whose channels are a multiple of "
+            f"{token_patch**2}, got {channels}; for example a product of {token_patch**2} quantizers"
+        )
+    return channels // token_patch**2
 
 
 def halvings(stride: tuple[int, ...], patch: int, patch_frames: int = 1) -> list[Factor]:

@@ -80,10 +80,10 @@ TINY_HOLISTIC = {
 
 TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "shapes-fsq": causal_conv(
-        "4,096 codes at 4×8×8 for the shapes world",
-        bottleneck_type="fsq",
-        bottleneck_options={"levels": [8, 8, 8, 8]},
-        **SHAPES,
+        "8 ids of 64 codes at 4×16×16 for the shapes world",
+        bottleneck_type="product",
+        bottleneck_options={"inner": "fsq", "options": {"levels": [8, 8]}, "count": 8},
+        **{**SHAPES, "stride": (4, 16, 16), "token_patch": 2},
     ),
     "worlds-fsq": causal_conv(
         "4,096 codes at 4×8×8 for the shapes world and moving digits",
