@@ -101,7 +101,7 @@ def check_name(name: str, names: Iterable[str]) -> None:
 def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
-    A tokenizer may have another bottleneck, a generator other tokens or tasks: then the layers that touch them stay
+    A tokenizer may have another bottleneck, a generator other tokens, another head or other tasks: then the layers that touch them stay
     fresh, and the trunk is taken. Weights of losses, masks and the share of dropped prompts may differ.
     """
     kind = type(model).__name__
@@ -113,7 +113,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
         if not name.startswith("_") and name not in OF_TRAINING and plain(earlier.config.get(name)) != plain(value)
     ]
     for name in differing:
-        if not name.startswith(("bottleneck_", "latent_spec", "tasks")):
+        if not name.startswith(("bottleneck_", "latent_spec", "head_", "tasks")):
             raise ValueError(
                 f"cannot start from {source}: its {name} is {earlier.config.get(name)}, the preset's is "
                 f"{model.config[name]}; choose the preset that it was trained with"
