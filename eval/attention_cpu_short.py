@@ -16,14 +16,12 @@ import torch
 import tyro
 from einops import rearrange
 
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import KEEPING_MEMORY, environment_stamp, write_csv, write_json
 from vidgen.kernels import AttentionSpec
 from vidgen.kernels.backends import BACKENDS
 
 DTYPES = (torch.bfloat16, torch.float32)
 COMPARED = ("matmul", "sdpa_reshape")
-# By default glibc gives large blocks back to the system and pays for fresh pages each time; these make it keep them.
-KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import vidgen
 from vidgen.conditioning import Condition, WordTextEncoder
-from vidgen.eval.report import environment_stamp, peak_memory_megabytes, write_csv, write_json
+from vidgen.eval.report import KEEPING_MEMORY, environment_stamp, peak_memory_megabytes, write_csv, write_json
 from vidgen.generators import (
     AutoregressiveTransformer,
     DiffusionTransformer,
@@ -54,8 +54,6 @@ OURS = {
 NETWORKS = ("vidgen-interleaved", "latte", "vidgen-joint", "cogvideox", "vidgen-cross")
 PEERS = {"vidgen-interleaved": "latte", "vidgen-joint": "cogvideox", "vidgen": "llamagen"}
 LONG = 20.0  # seconds; what takes longer is measured once
-# Of glibc, read when a process starts: freed memory stays there, or getting it back is up to 5 % of a backward pass.
-KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 LLAMAGEN_NETWORK = "autoregressive/models/gpt.py"
 
 

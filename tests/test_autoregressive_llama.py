@@ -230,11 +230,12 @@ def test_heads_learn_and_draw_their_tokens(name, head_type):
     assert history[-1] < history[0] - 0.1
 
 
-def test_a_depth_head_knows_that_its_digits_belong_together():
+@pytest.mark.parametrize("inner_width", [None, 8])
+def test_a_depth_head_knows_that_its_digits_belong_together(inner_width):
     """Two equal fair coins: independent digits lose log 2 nats, a head in depth none."""
     torch.manual_seed(0)
     spec = LatentSpec((LatentPart("query", "", (), 2, (2, 2), count=64),), causal=False, streamable=False)
-    head = DepthHead(spec, 16, layers=1)
+    head = DepthHead(spec, 16, layers=1, inner_width=inner_width)
     coins = torch.randint(2, (1, 64, 1)).expand(-1, -1, 2)
     hidden = torch.zeros(1, 64, 16)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)

@@ -252,9 +252,9 @@ def test_a_generator_on_the_wrong_tokenizer_is_refused(saved, tmp_path):
 
 # Parameters of the networks alone at full size, so that a preset cannot change by accident.
 NETWORKS = {
-    "shapes-masked": (MaskedTransformer, 2_463_616),
+    "shapes-masked": (MaskedTransformer, 1_679_616),
     "shapes-flow": (DiffusionTransformer, 1_587_744),
-    "shapes-ar": (AutoregressiveTransformer, 2_463_616),
+    "shapes-ar": (AutoregressiveTransformer, 1_679_616),
     "digits-masked": (MaskedTransformer, 2_463_616),
     "digits-flow": (DiffusionTransformer, 1_587_744),
     "digits-masked-class": (MaskedTransformer, 2_463_616),

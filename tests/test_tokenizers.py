@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from einops import rearrange
 from small_bottlenecks import OPTIONS
 from torch import Tensor
 
@@ -443,6 +444,26 @@ def test_whole_clip_training_computes_what_blocked_inference_computes(stride: tu
     assert torch.allclose(tokenizer.decode(latents), frames, atol=1e-5)
 
 
+# several positions in a token
+
+
+@torch.no_grad()
+def test_a_token_of_several_positions_holds_the_ids_of_their_tokens():
+    levels = {"levels": (8, 5)}
+    one = small("fsq", bottleneck_options=levels)
+    product = {"inner": "fsq", "options": levels, "count": 4}
+    four = small("product", bottleneck_options=product, stride=(4, 16, 16), token_patch=2)
+    four.load_state_dict({**one.state_dict(), "latent_mean": torch.zeros(8), "latent_std": torch.ones(8)})
+    video = clip(6, 32, 48)
+    apart, together = one.encode(video), four.encode(video)
+    assert together.spec.parts[0].codebooks == (40,) * 4
+    positions = rearrange(apart.ids, "b (t h p w q) 1 -> b (t h w) (p q)", t=3, h=2, p=2, w=3, q=2)
+    assert torch.equal(together.ids, positions)
+    assert torch.equal(four.decode(together), one.decode(apart))
+    ragged = clip(2, 17, 9)
+    assert four.decode(four.encode(ragged)).shape == ragged.shape
+
+
 # mistakes
 
 
@@ -458,6 +479,12 @@ def test_whole_clip_training_computes_what_blocked_inference_computes(stride: tu
         ({"widths": (8, 8)}, r"needs 3 widths, got 2: \(8, 8\)"),
         ({"widths": (8, 0, 8)}, "at least 1"),
         ({"depth": 0}, "at least 1"),
+        ({"token_patch": 0}, "token_patch must be at least 1"),
+        ({"token_patch": 3}, "divide the stride in space, got 3"),
+        (
+            {"token_patch": 2, "bottleneck_type": "fsq", "bottleneck_options": {"levels": [8, 5, 5]}},
+            "channels are a multiple of 4, got 3; for example a product of 4 quantizers",
+        ),
         ({"block_frames": 10}, "not a multiple of the temporal stride 4; use 8"),
         ({"block_frames": 0}, "use 4"),
         ({"bottleneck_type": "lfqq"}, "unknown bottleneck 'lfqq'; one of"),

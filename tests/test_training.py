@@ -180,6 +180,19 @@ def test_starting_from_another_model_takes_its_weights_and_refuses_other_shapes(
         take_weights(other, source, source="somewhere")
 
 
+def test_larger_tokens_of_the_same_trunk_take_its_weights_and_another_stride_does_not():
+    source = tiny_tokenizer(seed=1)
+    product = {"inner": "fsq", "options": {"levels": (8, 5, 5, 5)}, "count": 4}
+    config = {"widths": (8, 8), "depth": 1, "decoder_depth": 1}
+    target = CausalConvTokenizer("product", product, stride=(2, 8, 8), token_patch=2, **config)
+    take_weights(target, source, source="somewhere")
+    taken = target.state_dict()
+    assert all(torch.equal(tensor, taken[name]) for name, tensor in source.state_dict().items() if "latent" not in name)
+    other = CausalConvTokenizer("product", product, stride=(2, 8, 8), patch=4, **config)
+    with pytest.raises(ValueError, match="its stride is"):
+        take_weights(other, source, source="somewhere")
+
+
 def test_another_bottleneck_takes_the_trunk_and_keeps_its_own_layers_fresh():
     source, target = tiny_tokenizer(seed=1), tiny_tokenizer("kl", seed=2)
     fresh = {name: tensor.clone() for name, tensor in target.state_dict().items()}

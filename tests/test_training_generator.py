@@ -197,6 +197,16 @@ def test_other_tokens_take_the_trunk_of_a_generator_and_not_its_ends(family, oth
         assert torch.equal(tensor, (fresh if of_the_tokens else taken)[name]), name
 
 
+@pytest.mark.parametrize("network", [MaskedTransformer, AutoregressiveTransformer])
+def test_another_head_takes_the_trunk_of_a_generator(network):
+    spec = tiny_tokenizer("product").spec.to_json()
+    size = {"text_width": 16, "width": 32, "layers": 1, "heads": 2}
+    earlier, later = network(spec, **size), network(spec, head_type="depth", head_options={"inner_width": 8}, **size)
+    take_weights(later, earlier, source="somewhere")
+    trunk = "transformer_blocks.0.attn.to_out.weight"
+    assert torch.equal(later.get_parameter(trunk), earlier.get_parameter(trunk))
+
+
 def test_text_is_dropped_and_frames_are_known_for_their_shares_of_the_samples():
     pipeline = tiny_pipeline()
     step = GeneratorStep(pipeline, drop_text=0.3, known_frames=0.4)

@@ -84,8 +84,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
 
     Args:
         decoder_layers: layers over the masked tokens.
-        latent_spec … self_critic_weight, head_type …: those of `MaskedTransformer`, but for `windows`, `spectral_attention` and
-            `action_channels`.
+        latent_spec … self_critic_weight, head_type …: those of `MaskedTransformer`, but for `windows`,
+            `spectral_attention` and `action_channels`.
     """
 
     # what the parent's constructor would register, and this one does not take

@@ -15,6 +15,7 @@ from vidgen.generators import (
     MaskedTransformer,
     PrefixMaskedTransformer,
 )
+from vidgen.generators.head_choice import head_types
 from vidgen.pipelines.autoregressive import AutoregressiveVideoPipeline
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.diffusion import DiffusionVideoPipeline
@@ -42,7 +43,8 @@ class PipelinePreset:
         about: one line for people.
         tokenizer: name of the tokenizer (preset or built-in model) that makes its tokens.
         generator: the class of the network.
-        config: constructor's arguments of the network, without `latent_spec` and `text_width`.
+        config: constructor's arguments of the network, without `latent_spec` and `text_width`. A head that is for ids
+            alone, or for reals alone, gives way to the automatic one on a tokenizer of the other kind.
         text: constructor's arguments of the built-in text encoder.
         classes: names of the classes that the model is told in place of text.
         scheduler: constructor's arguments of the scheduler.
@@ -73,7 +75,10 @@ class PipelinePreset:
         text_encoder = text_encoder or self.build_text_encoder()
         pipeline, scheduler = FAMILIES[self.generator]
         scheduler = self.scheduler_class or scheduler
-        arguments = {"latent_spec": tokenizer.spec.to_json(), "text_width": text_encoder.width, **self.config}
+        config = self.config
+        if config.get("head_type", "auto") not in head_types(tokenizer.spec):
+            config = {name: value for name, value in config.items() if not name.startswith("head_")}
+        arguments = {"latent_spec": tokenizer.spec.to_json(), "text_width": text_encoder.width, **config}
         network = self.generator(**arguments)
         arguments = {
             "video_tokenizer": tokenizer.eval(),

@@ -118,8 +118,8 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
             coloured things fade into the background before it learns them (docs/log.md, 2026-11-21).
         front: how pixels are folded: "patch", or "haar" for the bands of a wavelet (`vidgen.nn.folding`).
         patch_frames: frames folded into channels before the first convolution; divides the temporal stride.
-        token_patch: positions of the trunk on each side of a token, whose vector is theirs one after the other: 2 makes a
-            quarter of the tokens, each with four times the channels (and with a `product` bottleneck the ids).
+        token_patch: positions of the trunk on each side of a token, whose vector is theirs one after the other: 2 makes
+            a quarter of the tokens, each with four times the channels (and with a `product` bottleneck the ids).
     """
 
     @register_to_config
@@ -141,9 +141,7 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         super().__init__()
         if front not in FOLDINGS:
             raise ValueError(f"unknown front {front!r}; one of {', '.join(FOLDINGS)}")
-        if token_patch < 1 or stride[1] % token_patch or stride[2] % token_patch:
-            raise ValueError(f"token_patch must divide the stride in space, got {token_patch} and {tuple(stride)}")
-        factors = halvings((stride[0], stride[1] // token_patch, stride[2] // token_patch), patch, patch_frames)
+        factors = halvings(trunk_stride(stride, token_patch), patch, patch_frames)
         if len(widths) != len(factors) + 1:
             raise ValueError(
                 f"stride {tuple(stride)} with patch {patch} has {len(factors)} halvings and needs "
@@ -160,12 +158,11 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         widths, folding = tuple(widths), FOLDINGS[front](frames=patch_frames, side=patch)
         self.token_patch = token_patch
-        entering, leaving = (
-            per_position(channels, token_patch) for channels in (self.bottleneck.in_channels, self.bottleneck.channels)
-        )
-        self.encoder = Encoder(folding=folding, widths=widths, factors=factors, depth=depth, out_channels=entering)
+        out_channels = per_position(self.bottleneck.in_channels, token_patch)
+        in_channels = per_position(self.bottleneck.channels, token_patch)
+        self.encoder = Encoder(folding=folding, widths=widths, factors=factors, depth=depth, out_channels=out_channels)
         self.decoder = Decoder(
-            folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=leaving
+            folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=in_channels
         )
         self.reach = self.encoder.reach(), self.decoder.reach()
         self.register_statistics(self.bottleneck.channels)
@@ -185,6 +182,15 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
     @property
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.conv.weight
+
+
+def trunk_stride(stride: tuple[int, ...], token_patch: int) -> tuple[int, ...]:
+    """Frames, rows and columns of pixels per position of the trunk, from those per token."""
+    if token_patch < 1 or any(side % token_patch for side in stride[1:]):
+        raise ValueError(
+            f"token_patch must be at least 1 and divide the stride in space, got {token_patch} and {tuple(stride)}"
+        )
+    return stride[0], *(side // token_patch for side in stride[1:])
 
 
 def per_position(channels: int, token_patch: int) -> int:

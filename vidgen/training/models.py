@@ -11,6 +11,7 @@ from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers.base import Tokenizer
+from vidgen.tokenizers.causal_conv import CausalConvTokenizer, trunk_stride
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training.clips import class_names
 from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
@@ -101,8 +102,9 @@ def check_name(name: str, names: Iterable[str]) -> None:
 def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
-    A tokenizer may have another bottleneck, a generator other tokens, another head or other tasks: then the layers that touch them stay
-    fresh, and the trunk is taken. Weights of losses, masks and the share of dropped prompts may differ.
+    A tokenizer may have another bottleneck and larger tokens of the same trunk, a generator other tokens, another head or other tasks: then the layers
+    that touch them stay fresh, and the trunk is taken. Weights of losses, masks and the share of dropped prompts may
+    differ.
     """
     kind = type(model).__name__
     if type(earlier) is not type(model):
@@ -112,8 +114,11 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
         for name, value in model.config.items()
         if not name.startswith("_") and name not in OF_TRAINING and plain(earlier.config.get(name)) != plain(value)
     ]
+    of_tokens = ("bottleneck_", "latent_spec", "head_", "tasks")
+    if isinstance(model, CausalConvTokenizer) and same_trunk(model, earlier):
+        of_tokens = (*of_tokens, "stride", "token_patch")
     for name in differing:
-        if not name.startswith(("bottleneck_", "latent_spec", "head_", "tasks")):
+        if not name.startswith(of_tokens):
             raise ValueError(
                 f"cannot start from {source}: its {name} is {earlier.config.get(name)}, the preset's is "
                 f"{model.config[name]}; choose the preset that it was trained with"
@@ -128,6 +133,12 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
             if shapes.get(name) == tensor.shape and not name.startswith(fresh)
         }
     model.load_state_dict(weights, strict=not differing)
+
+
+def same_trunk(one: CausalConvTokenizer, other: CausalConvTokenizer) -> bool:
+    """Whether they differ at most in how many positions of the trunk a token holds."""
+    mine, theirs = (trunk_stride(tuple(x.config.stride), x.config.get("token_patch", 1)) for x in (one, other))
+    return mine == theirs
 
 
 def plain(value: object) -> object:
