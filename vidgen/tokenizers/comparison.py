@@ -108,7 +108,7 @@ COMPARED_TRUNKS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
     ),
     "keyframe-motion": (
         KeyframeMotionTokenizer,
-        {"windows": (0, 0, 0, 0), "reach": 4, **WIDTHS},
+        {"windows": (0, 0, 0, 0), "reach": 4, "refiner_width": 24, **WIDTHS},  # whole frames: a wide one takes an hour
         {**TINY_VIT, "windows": (0,), "refiner_width": 8, "refiner_layers": 1},
     ),
 }
