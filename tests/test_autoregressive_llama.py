@@ -250,6 +250,17 @@ def test_a_depth_head_knows_that_its_digits_belong_together(inner_width):
     assert 0.2 < drawn[..., 0].float().mean() < 0.8
 
 
+@torch.no_grad()
+def test_digits_drawn_one_after_the_other_follow_from_the_states_of_all_before():
+    torch.manual_seed(0)
+    head, hidden = DepthHead(SPECS["two codebooks"], 16, inner_width=8), torch.randn(3, 5, 16)
+    cache, x = head.empty_cache(head.enter(hidden)), head.enter(hidden)
+    first = head.next_state(x, cache)
+    digits = [torch.randint(head.digits.sizes[0], (3, 5))]
+    second = head.next_state(x + head.tables[0](digits[0]), cache)
+    assert torch.allclose(torch.stack([first, second], dim=2), head.states(hidden, digits), atol=1e-6)
+
+
 def test_a_mixture_head_gives_the_density_of_its_mixture_and_draws_from_it():
     torch.manual_seed(0)
     spec = LatentSpec((LatentPart("query", "", (), 2, count=1),), causal=False, streamable=False)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vidgen.generators.embedding import SCALE, Digits
 from vidgen.generators.heads import Head, draw_digit
 from vidgen.latents import LatentSpec
-from vidgen.nn.llama import LlamaBlock, line_rotary
+from vidgen.nn.llama import LlamaBlock, StaticCache, line_rotary
 from vidgen.nn.random import Generators
 from vidgen.schedulers.sampling import SamplingRule
 
@@ -51,6 +51,22 @@ class DepthHead(Head):
             x = block(x, mask, turns)
         return rearrange(self.norm_out(x), "(b n) k d -> b n k d", b=hidden.shape[0])
 
+    def empty_cache(self, entered: Tensor) -> StaticCache:
+        """For the digits of all tokens `b n d'`, each a sequence of its own."""
+        batch, count, width = entered.shape
+        size = {"batch": batch * count, "heads": width // self.head_channels, "length": len(self.to_logits)}
+        return StaticCache.empty(len(self.blocks), **size, head_channels=self.head_channels, like=entered)
+
+    def next_state(self, x: Tensor, cache: StaticCache) -> Tensor:
+        """The next of `states`, `b n d'`, from what its position holds; the cache holds the positions before."""
+        count = x.shape[1]
+        x = rearrange(x, "b n d -> (b n) 1 d")
+        places, mask = cache.admit(torch.zeros(len(x), 1, dtype=torch.long, device=x.device))
+        turns = line_rotary(places, self.head_channels)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, turns, cache, layer, places)
+        return rearrange(self.norm_out(x), "(b n) 1 d -> b n d", n=count)
+
     def loss(self, hidden: Tensor, target: Tensor, *, generators: Generators) -> Tensor:
         digits = self.digits.split(target)
         states = self.states(hidden, digits[:-1]).unbind(dim=2)
@@ -72,10 +88,15 @@ class DepthHead(Head):
     ) -> tuple[Tensor, Tensor]:
         digits: list[Tensor] = []
         log_probability = torch.zeros(hidden.shape[:2], device=hidden.device)
-        for layer in self.to_logits:
-            logits = layer(self.states(hidden, digits)[:, :, -1]).float()
-            if uncond_hidden is not None:
-                without = layer(self.states(uncond_hidden, digits)[:, :, -1]).float()
+        branches = [hidden] if uncond_hidden is None else [hidden, uncond_hidden]
+        x = entered = self.enter(torch.cat(branches))
+        cache = self.empty_cache(entered)
+        for place, layer in enumerate(self.to_logits):
+            if place > 0:
+                x = entered + self.tables[place - 1](digits[-1]).repeat(len(branches), 1, 1)
+            logits = layer(self.next_state(x, cache)).float()
+            if len(branches) == 2:
+                logits, without = logits.chunk(2)
                 logits = without + guidance * (logits - without)
             allowed = None if limits is None else self.digits.allowed(digits, limits)
             digit, chosen = draw_digit(logits, allowed, generators=generators, rule=rule)

@@ -102,9 +102,9 @@ def check_name(name: str, names: Iterable[str]) -> None:
 def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
-    A tokenizer may have another bottleneck and larger tokens of the same trunk, a generator other tokens, another head or other tasks: then the layers
-    that touch them stay fresh, and the trunk is taken. Weights of losses, masks and the share of dropped prompts may
-    differ.
+    A tokenizer may have another bottleneck and larger tokens of the same trunk, a generator other tokens, another head
+    or other tasks: then the layers that touch them stay fresh, and the trunk is taken. Weights of losses, masks and the
+    share of dropped prompts may differ.
     """
     kind = type(model).__name__
     if type(earlier) is not type(model):
