@@ -26,7 +26,7 @@ MASKED_PRESETS: dict[str, PipelinePreset] = {
     ),
     "shapes-enat": PipelinePreset(
         about="visible tokens are encoded once, masked ones decoded from them, the shapes world",
-        tokenizer="shapes-fsq",
+        tokenizer="worlds-fsq",
         generator=EfficientMaskedTransformer,
         config={**SMALL, "layers": 4, "decoder_layers": 4},
         text={"width": 96, "layers": 1, "heads": 3},
