@@ -26,7 +26,7 @@ SHAPES_MASKED = PipelinePreset(
     config={**SMALL, **MANY_IDS},
     text=SMALL_TEXT,
     scheduler={"choice_order": "random"},
-    defaults={**SHAPES_SIZE, "num_inference_steps": 24, "guidance_scale": 1.5},
+    defaults={**SHAPES_SIZE, "num_inference_steps": 12, "guidance_scale": 2.0},
 )
 SHAPES_FLOW = PipelinePreset(
     about="flow matching on real tokens, the shapes world",
