@@ -58,7 +58,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         generator=AutoregressiveTransformer,
         config={**SMALL, **MANY_IDS},
         text=SMALL_TEXT,
-        defaults={**SHAPES_SIZE, "guidance_scale": 1.5},
+        defaults={**SHAPES_SIZE, "guidance_scale": 2.0},
     ),
     "digits-masked": DIGITS_MASKED,
     "digits-flow": DIGITS_FLOW,
