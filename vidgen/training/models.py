@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers.base import Tokenizer
-from vidgen.tokenizers.causal_conv import CausalConvTokenizer, trunk_stride
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training.clips import class_names
 from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
@@ -115,7 +114,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
         if not name.startswith("_") and name not in OF_TRAINING and plain(earlier.config.get(name)) != plain(value)
     ]
     of_tokens = ("bottleneck_", "latent_spec", "head_", "tasks")
-    if isinstance(model, CausalConvTokenizer) and same_trunk(model, earlier):
+    if "token_patch" in model.config and trunk_stride(model.config) == trunk_stride(earlier.config):
         of_tokens = (*of_tokens, "stride", "token_patch")
     for name in differing:
         if not name.startswith(of_tokens):
@@ -135,10 +134,10 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     model.load_state_dict(weights, strict=not differing)
 
 
-def same_trunk(one: CausalConvTokenizer, other: CausalConvTokenizer) -> bool:
-    """Whether they differ at most in how many positions of the trunk a token holds."""
-    mine, theirs = (trunk_stride(tuple(x.config.stride), x.config.get("token_patch", 1)) for x in (one, other))
-    return mine == theirs
+def trunk_stride(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Pixels per position of a tokenizer's trunk; its tokens may hold several (`token_patch`)."""
+    frames, *sides = config["stride"]
+    return frames, *(side // config.get("token_patch", 1) for side in sides)
 
 
 def plain(value: object) -> object:
