@@ -322,7 +322,7 @@ def test_inference_in_blocks_costs_at_most_a_quarter_more_than_a_whole_clip_forw
         return time.process_time() - started
 
     blocked = lambda: tokenizer.decode(tokenizer.encode(video))  # noqa: E731
-    whole = lambda: (tokenizer.encoder(video), tokenizer.decoder(latents.grid()))  # noqa: E731
+    whole = lambda: (tokenizer.features(video, None), tokenizer.pixels(latents.grid(), None))  # noqa: E731
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads that wait for each other on a busy machine count as work
     try:

@@ -168,16 +168,12 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.register_statistics(self.bottleneck.channels)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
-        x = self.encoder(video, cache)
-        if self.token_patch == 1:
-            return x
-        return rearrange(x, "b c t (h p) (w q) -> b (p q c) t h w", p=self.token_patch, q=self.token_patch)
+        side = self.token_patch
+        return rearrange(self.encoder(video, cache), "b c t (h p) (w q) -> b (p q c) t h w", p=side, q=side)
 
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
-        if self.token_patch > 1:
-            side = self.token_patch
-            vectors = rearrange(vectors, "b (p q c) t h w -> b c t (h p) (w q)", p=side, q=side)
-        return self.decoder(vectors, cache)
+        side = self.token_patch
+        return self.decoder(rearrange(vectors, "b (p q c) t h w -> b c t (h p) (w q)", p=side, q=side), cache)
 
     @property
     def last_layer(self) -> Tensor:
