@@ -7,6 +7,7 @@ JSON for each question; `composition.csv` has a row for each share.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,19 @@ import vidgen
 from vidgen.eval.obedience import TEST_SEED, evaluate_obedience
 from vidgen.eval.oracle import Oracle
 from vidgen.eval.report import write_csv, write_json
-from vidgen.training import GeneratorRun, TokenizerRun
+from vidgen.training.models import run_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def held_out(model: Path, kind: type[GeneratorRun] | type[TokenizerRun]) -> str:
+def held_out(model: Path) -> str:
     """Name of the run that `model` is of; ValueError unless its run file says that pairs were held out."""
-    folder = model.parent if model.name in ("model", "best") else model
-    file = folder / "run.json"
-    if not file.is_file():
-        raise ValueError(f"expected {file}, which says what {model} was trained on; give the folder of a training run")
-    if not kind.load(file).data.hold_out:
+    file = run_file(model)
+    if file is None:
+        raise ValueError(f"no run.json says what {model} was trained on; give the folder of a training run")
+    if not json.loads(file.read_text())["data"].get("hold_out", False):
         raise ValueError(f"{model} was trained on all pairs of colour and shape; train it with --hold-out")
-    return folder.name
+    return file.parent.name
 
 
 def main() -> None:
@@ -41,9 +41,9 @@ def main() -> None:
     subjects: dict[str, Any] = {}
     for folder in arguments.ceilings:
         tokenizer: Any = vidgen.load(folder)
-        subjects[f"{held_out(folder, TokenizerRun)}-ceiling"] = Oracle(tokenizer)
+        subjects[f"{held_out(folder)}-ceiling"] = Oracle(tokenizer)
     for folder in arguments.models:
-        subjects[held_out(folder, GeneratorRun)] = vidgen.load(folder)
+        subjects[held_out(folder)] = vidgen.load(folder)
     rows = []
     for name, subject in subjects.items():
         for pairs in ("held out", "trained"):

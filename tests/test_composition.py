@@ -78,8 +78,8 @@ def test_only_models_that_never_saw_the_pairs_are_asked_for_them(tmp_path, repos
     run = TokenizerRun(preset="shapes-fsq", output_dir=tmp_path, data=DataConfig(hold_out=True))
     (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match="give the folder of a training run"):
-        held_out(tmp_path / "model", TokenizerRun)
+        held_out(tmp_path / "model")
     run.save(tmp_path / "run.json")
-    assert held_out(tmp_path / "model", TokenizerRun) == tmp_path.name
+    assert held_out(tmp_path / "model") == tmp_path.name
     with pytest.raises(ValueError, match="trained on all pairs"):
-        held_out(repository / "vidgen" / "pretrained" / "shapes-masked", GeneratorRun)
+        held_out(repository / "vidgen" / "pretrained" / "shapes-masked")

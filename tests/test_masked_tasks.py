@@ -259,9 +259,9 @@ def test_a_model_of_tasks_starts_from_one_without():
 
 def test_classes_after_words_have_fresh_states(tmp_path):
     run = replace(
-        tiny_run(tmp_path, classes=True), preset="worlds-tasks", tokenizer="shapes-fsq", init_from="shapes-masked"
+        tiny_run(tmp_path, classes=True), preset="shapes-masked", tokenizer="shapes-fsq", init_from="shapes-masked"
     )
     pipe, words = fresh_pipeline(run), vidgen.load("shapes-masked")
     assert pipe.text_encoder.class_names == SHAPE_CLASSES
-    trunk = "transformer_blocks.0.attn.to_out.weight"
-    assert torch.equal(pipe.transformer.get_parameter(trunk), words.transformer.get_parameter(trunk))
+    for name in ("transformer_blocks.0.attn.to_out.weight", "proj_out.to_logits.0.weight"):
+        assert torch.equal(pipe.transformer.get_parameter(name), words.transformer.get_parameter(name))

@@ -141,7 +141,8 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         super().__init__()
         if front not in FOLDINGS:
             raise ValueError(f"unknown front {front!r}; one of {', '.join(FOLDINGS)}")
-        factors = halvings(trunk_stride(stride, token_patch), patch, patch_frames)
+        self.trunk_stride = trunk_stride(stride, token_patch)
+        factors = halvings(self.trunk_stride, patch, patch_frames)
         if len(widths) != len(factors) + 1:
             raise ValueError(
                 f"stride {tuple(stride)} with patch {patch} has {len(factors)} halvings and needs "
@@ -168,7 +169,7 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.register_statistics(self.bottleneck.channels)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
-        side = self.token_patch
+        side = self.token_patch  # channels of a position stay together: each id of a product is of one position
         return rearrange(self.encoder(video, cache), "b c t (h p) (w q) -> b (p q c) t h w", p=side, q=side)
 
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:

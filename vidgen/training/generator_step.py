@@ -62,10 +62,7 @@ class GeneratorStep(TrainingStep):
             self.text_encoder = pipeline.text_encoder
         self.drop_text, self.known_frames, self.control, self.references = drop_text, known_frames, None, 0
         self.tasks, self.task_frames = chosen_tasks(tasks), task_frames
-        for idle in (
-            "control_branch",
-            "reference_embedding",
-        ):  # of an earlier run; idle weights would stop two processes
+        for idle in ("control_branch", "reference_embedding"):  # of an earlier run: idle weights stop two processes
             if hasattr(self.transformer, idle):
                 getattr(self.transformer, idle).requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)

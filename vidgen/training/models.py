@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,15 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     return pipeline
 
 
+def run_file(source: str | Path) -> Path | None:
+    """The `run.json` of a built-in model, a run folder or a model in one; `None` where there is none."""
+    folders = (BUILT_IN / source, Path(source), Path(source).parent)
+    return next((folder / "run.json" for folder in folders if (folder / "run.json").is_file()), None)
+
+
 def check_held_out(source: str) -> None:
     """ValueError if the model called `source` was trained on all pairs of the shapes world, as its run file says."""
-    files = (BUILT_IN / source / "run.json", Path(source) / "run.json", Path(source).parent / "run.json")
-    described = next((file for file in files if file.is_file()), None)
+    described = run_file(source)
     if described is None:
         return
     data = json.loads(described.read_text())["data"]
@@ -114,7 +119,7 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
         if not name.startswith("_") and name not in OF_TRAINING and plain(earlier.config.get(name)) != plain(value)
     ]
     of_tokens = ("bottleneck_", "latent_spec", "head_", "tasks")
-    if "token_patch" in model.config and trunk_stride(model.config) == trunk_stride(earlier.config):
+    if hasattr(model, "trunk_stride") and model.trunk_stride == earlier.trunk_stride:  # other tokens, the same trunk
         of_tokens = (*of_tokens, "stride", "token_patch")
     for name in differing:
         if not name.startswith(of_tokens):
@@ -132,12 +137,6 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
             if shapes.get(name) == tensor.shape and not name.startswith(fresh)
         }
     model.load_state_dict(weights, strict=not differing)
-
-
-def trunk_stride(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Pixels per position of a tokenizer's trunk; its tokens may hold several (`token_patch`)."""
-    frames, *sides = config["stride"]
-    return frames, *(side // config.get("token_patch", 1) for side in sides)
 
 
 def plain(value: object) -> object:
