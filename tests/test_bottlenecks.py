@@ -749,6 +749,7 @@ for batch in vectors:
     restarting(batch[rank::2])
 tables = {"learned": bottleneck.codebook.vectors, "restarted": restarting.codebook.vectors}
 torch.save(tables, f"{folder}/rank{rank}.pt")
+torch.distributed.destroy_process_group()
 """
 
 
@@ -785,6 +786,7 @@ for case, (name, options) in SHARED.items():
     torch.distributed.all_reduce(weight.grad)
     gradients[case] = weight.grad / 2
 torch.save(gradients, f"{folder}/rank{rank}.pt")
+torch.distributed.destroy_process_group()
 """
 
 

@@ -61,6 +61,22 @@ def test_every_allowed_place_occurs_and_the_last_frame_is_reached(folder):
     assert starts == set(range(9))
 
 
+def test_zoom_takes_other_places_of_larger_frames_and_mirrors_some(tmp_path):
+    ramp = np.broadcast_to(np.linspace(0, 250, 96, dtype=np.uint8)[None, None, :, None], (4, 64, 96, 3))
+    write_video(tmp_path / "ramp", iter(ramp), fps=10)
+    world = VideoFolder(tmp_path, num_frames=4, height=16, width=24, clips_per_video=40, zoom=2.0)
+    clips = [world[index]["video"] for index in range(40)]
+    assert {tuple(clip.shape) for clip in clips} == {(3, 4, 16, 24)}
+    assert all(torch.equal(clip, world[index]["video"]) for index, clip in enumerate(clips))
+    rises = torch.stack([clip[0, 0, 8, -1] - clip[0, 0, 8, 0] for clip in clips])
+    whole = torch.tensor(250 / 127.5)
+    assert 10 < (rises < 0).sum() < 30
+    assert rises.abs().min() < 0.6 * whole and rises.abs().max() > 0.9 * whole  # half the frame, nearly all of it
+    assert torch.equal(clips[0][:, 0], clips[0][:, 3])  # one place for all frames
+    with pytest.raises(ValueError, match="zoom must be at least 1"):
+        VideoFolder(tmp_path, num_frames=4, height=16, width=24, zoom=0.5)
+
+
 @pytest.mark.parametrize("column", ["text", "caption"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_captions_come_from_a_table_and_only_listed_files_are_used(folder, kind, column):

@@ -38,8 +38,8 @@ class VideoFolder(Dataset):
       sorted `class_names` is the `class_label`.
 
     Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str}`, with class folders also
-    `"class_label": int`. A clip covers `num_frames` frames of one video from a random place, scaled to cover
-    `height` × `width` and cropped at the centre. When the file turns out to end before its header says, its last frames
+    `"class_label": int`. A clip covers `num_frames` frames of one video from a random time, scaled to cover
+    `height` × `width` and cropped at the centre, or with `zoom` from a random place. When the file turns out to end before its header says, its last frames
     are taken.
 
     Args:
@@ -49,6 +49,8 @@ class VideoFolder(Dataset):
         clips_per_video: items per video; item i comes from video `i % len(videos)`, each time from another place.
         captions_required: raise for a video without a caption, which otherwise counts as "".
         repeat_last_frame: lengthen videos that are too short with their last frame, instead of raising.
+        zoom: above 1, each clip is scaled to cover its size times a factor from 1 to this one, all ratios equally
+            likely, cropped at a random place and mirrored half of the time.
         max_pixels: largest height × width that is decoded.
 
     Raises:
@@ -69,6 +71,7 @@ class VideoFolder(Dataset):
         clips_per_video: int = 1,
         captions_required: bool = False,
         repeat_last_frame: bool = False,
+        zoom: float = 1.0,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if min(num_frames, height, width, stride, clips_per_video) < 1:
@@ -76,10 +79,12 @@ class VideoFolder(Dataset):
                 "num_frames, height, width, stride and clips_per_video must be at least 1; "
                 f"got {num_frames}, {height}, {width}, {stride}, {clips_per_video}"
             )
+        if zoom < 1:
+            raise ValueError(f"zoom must be at least 1 (frames cover the whole clip), got {zoom}")
         self.root = Path(root)
         self.num_frames, self.height, self.width = num_frames, height, width
         self.fps, self.stride, self.seed, self.clips_per_video = fps, stride, seed, clips_per_video
-        self.repeat_last_frame, self.max_pixels = repeat_last_frame, max_pixels
+        self.repeat_last_frame, self.zoom, self.max_pixels = repeat_last_frame, zoom, max_pixels
         self.videos, self.class_names = list_videos(self.root)
         uncaptioned = [video.path for video in self.videos if video.caption is None]
         if captions_required and uncaptioned:
@@ -96,7 +101,12 @@ class VideoFolder(Dataset):
             raise IndexError(f"index must be in 0…{len(self) - 1}; got {index}")
         turn, number = divmod(index, len(self.videos))
         video = self.videos[number]
-        frames = self._clip(video.path, place=float(torch.rand((), generator=item_generator(self.seed, index))))
+        generator = item_generator(self.seed, index)
+        place = float(torch.rand((), generator=generator))
+        if self.zoom == 1:
+            frames = self._clip(video.path, place=place, size=(self.height, self.width))
+        else:
+            frames = self._zoomed(video.path, place=place, generator=generator)
         name = video.path.relative_to(self.root) if video.path != self.root else video.path.name
         item = {"video": to_tensor(frames), "caption": video.caption or "", "id": f"{name}#{turn}"}
         return item if video.class_label is None else item | {"class_label": video.class_label}
@@ -117,9 +127,17 @@ class VideoFolder(Dataset):
         validation.videos = [video for video in self.videos if video.path in held_out]
         return training, validation
 
-    def _clip(self, path: Path, *, place: float) -> np.ndarray:
-        """uint8 `t h w 3`: the frames from `place` (0: earliest, 1: latest possible start)."""
-        size = (self.height, self.width)
+    def _zoomed(self, path: Path, *, place: float, generator: torch.Generator) -> np.ndarray:
+        """uint8 `t h w 3`: scaled, cropped and mirrored by the next draws of the generator."""
+        power, down, right, mirror = torch.rand(4, generator=generator).tolist()
+        scale = self.zoom**power
+        frames = self._clip(path, place=place, size=(round(self.height * scale), round(self.width * scale)))
+        top, left = round(down * (frames.shape[1] - self.height)), round(right * (frames.shape[2] - self.width))
+        frames = frames[:, top : top + self.height, left : left + self.width]
+        return np.ascontiguousarray(frames[:, :, ::-1] if mirror < 0.5 else frames)
+
+    def _clip(self, path: Path, *, place: float, size: tuple[int, int]) -> np.ndarray:
+        """uint8 `t h w 3`: the frames from `place` (0: earliest, 1: latest possible start) at (height, width)."""
         info = probe(path, max_pixels=self.max_pixels)
         covered = (self.num_frames - 1) * self.stride + 1  # frames from the first to the last of the clip
         start = place * max((info.duration or 0) - covered / (self.fps or info.fps), 0)

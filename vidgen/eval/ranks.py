@@ -1,5 +1,6 @@
 """How an evaluation is shared between the processes of `accelerate launch`: who scores what, and all the results."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import TypeVar
@@ -25,6 +26,7 @@ def join_launch(device: torch.device) -> torch.device:
         return device
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
+        atexit.register(distributed.destroy_process_group)  # else its threads may end the process by a signal
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device

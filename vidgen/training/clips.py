@@ -1,5 +1,6 @@
 """The clips of a run: datasets for training and validation that a `DataConfig` names, and how items become batches."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def validation_clips(data: DataConfig) -> Dataset | None:
         return None
     if data.is_world:
         return Subset(world(data, split="validation"), range(data.validation_clips))
-    folder = video_folder(data, clips_per_video=1, captions_required=False)
+    folder = video_folder(replace(data, zoom=1.0), clips_per_video=1, captions_required=False)
     held_out = folder.split(held_out_share(data, folder))[1]
     return Subset(held_out, range(min(len(held_out), data.validation_clips)))
 
@@ -110,6 +111,7 @@ def video_folder(data: DataConfig, *, clips_per_video: int, captions_required: b
         clips_per_video=clips_per_video,
         captions_required=captions_required,
         repeat_last_frame=data.repeat_last_frame,
+        zoom=data.zoom,
     )
 
 

@@ -47,6 +47,8 @@ class DataConfig:
     """Places in each video of a folder that clips are cut from."""
     repeat_last_frame: bool = False
     """Lengthen videos of a folder that are too short; otherwise they are an error."""
+    zoom: float = 1.0
+    """Above 1, training clips of a folder are scaled by a random factor up to this one, cropped anywhere, mirrored."""
     objects: tuple[int, ...] = (1, 2)
     """Allowed numbers of objects in the built-in worlds; a number named twice is drawn twice as often."""
     hold_out: bool = False
@@ -65,6 +67,8 @@ class DataConfig:
         if self.fps is not None:
             check_positive(self, "fps")
         check_not_negative(self, "validation_clips", "data_seed")
+        if self.zoom < 1 or (self.zoom > 1 and self.is_world):
+            raise ValueError(f"zoom is 1 or more, and 1 for built-in worlds; got {self.zoom} for {self.source}")
         if self.hold_out and self.source not in SHAPES_WORLDS:
             raise ValueError(f"hold_out leaves pairs of the shapes world out, and the data are {self.source}; drop it")
         if self.favour and self.source not in SHAPES_WORLDS:
