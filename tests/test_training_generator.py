@@ -207,6 +207,31 @@ def test_another_head_takes_the_trunk_of_a_generator(network):
     assert torch.equal(later.get_parameter(trunk), earlier.get_parameter(trunk))
 
 
+@pytest.mark.parametrize(("family", "bottleneck"), [("masked", "fsq"), ("flow", "kl"), ("ar", "fsq")])
+def test_more_layers_begin_as_the_same_function_and_all_of_them_learn(family, bottleneck):
+    pipeline = tiny_pipeline(family, bottleneck)
+    batch = batch_of(training_clips(tiny_run(Path("unused")).data))
+    earlier = pipeline.transformer
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in earlier.parameters():  # a fresh flow model has gates of zero
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    step = GeneratorStep(pipeline, drop_text=0.0, known_frames=0.0)
+    before = sum(step.evaluate(batch, seeded(range(4))).values())
+    spec = pipeline.video_tokenizer.spec.to_json()
+    later = FAMILIES[family][1](spec, text_width=16, width=32, layers=3, heads=2)
+    take_weights(later, earlier, source="somewhere")
+    pipeline.transformer = later
+    step = GeneratorStep(pipeline, drop_text=0.0, known_frames=0.0)
+    after = sum(step.evaluate(batch, seeded(range(4))).values())
+    torch.testing.assert_close(after, before)
+    after.backward()
+    outputs = [weight for name, weight in later.named_parameters() if name.endswith("to_out.weight")]
+    assert all(weight.grad.abs().max() > 0 for weight in outputs)
+    with pytest.raises(ValueError, match="its layers is 3"):
+        take_weights(earlier, later, source="somewhere")
+
+
 def test_text_is_dropped_and_frames_are_known_for_their_shares_of_the_samples():
     pipeline = tiny_pipeline()
     step = GeneratorStep(pipeline, drop_text=0.3, known_frames=0.4)

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import vidgen
 from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.pipelines.base import VideoPipeline
@@ -107,8 +110,8 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
     A tokenizer may have another bottleneck and larger tokens of the same trunk, a generator other tokens, another head
-    or other tasks: then the layers that touch them stay fresh, and the trunk is taken. Weights of losses, masks and the
-    share of dropped prompts may differ.
+    or other tasks: then the layers that touch them stay fresh, and the trunk is taken. It may also have more `layers`,
+    which begin without effect (`deepened`). Weights of losses, masks and the share of dropped prompts may differ.
     """
     kind = type(model).__name__
     if type(earlier) is not type(model):
@@ -121,13 +124,16 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     of_tokens = ("bottleneck_", "latent_spec", "head_", "tasks")
     if hasattr(model, "trunk_stride") and model.trunk_stride == earlier.trunk_stride:  # other tokens, the same trunk
         of_tokens = (*of_tokens, "stride", "token_patch")
+    weights = earlier.state_dict()
+    if "layers" in differing and hasattr(model, "transformer_blocks") and model.config.layers > earlier.config.layers:
+        weights = deepened(weights, earlier.config.layers, model.config.layers)
+        differing.remove("layers")
     for name in differing:
         if not name.startswith(of_tokens):
             raise ValueError(
                 f"cannot start from {source}: its {name} is {earlier.config.get(name)}, the preset's is "
                 f"{model.config[name]}; choose the preset that it was trained with"
             )
-    weights = earlier.state_dict()
     if differing:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         fresh = FRESH_WITH_OTHER_TASKS if differing == ["tasks"] else FRESH_WITH_OTHER_TOKENS
@@ -137,6 +143,25 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
             if shapes.get(name) == tensor.shape and not name.startswith(fresh)
         }
     model.load_state_dict(weights, strict=not differing)
+
+
+def deepened(weights: dict[str, Tensor], before: int, after: int) -> dict[str, Tensor]:
+    """Weights of a transformer of `before` blocks as those of one of `after` blocks that computes the same.
+
+    The new blocks come last. They are copies of the first ones whose outputs are zero (Wu et al., LLaMA Pro, arXiv
+    2401.02415, section 3.1), so that training starts where it was and moves all of them.
+    """
+    deeper = dict(weights)
+    for name, tensor in weights.items():
+        blocks, _, rest = name.partition(".")
+        if blocks != "transformer_blocks":
+            continue
+        number, _, inner = rest.partition(".")
+        for new in range(before, after):
+            if new % before == int(number):
+                is_output = inner.split(".")[-2:-1] and inner.split(".")[-2].endswith("to_out")
+                deeper[f"{blocks}.{new}.{inner}"] = torch.zeros_like(tensor) if is_output else tensor.clone()
+    return deeper
 
 
 def plain(value: object) -> object:
