@@ -320,6 +320,7 @@ def test_an_unknown_bottleneck_is_refused_with_the_names_that_exist():
         ("fsq", {"levels": ()}, "at least 3 levels"),
         ("fsq", {"levels": (8, 2)}, "at least 3 levels"),
         ("fsq", {"levels": (1024, 1024, 2048)}, r"fewer than 2\^31 codes"),
+        ("fsq", {"levels": (8,) * 9, "entropy": 0.1}, "set entropy to 0"),
         ("fsq", {"entropy": 0.1, "entropy_boost": 0.5}, "a boost of at least 1"),
         ("lfq", {"bits": 18, "groups": 4}, "36 bits in 2 groups"),
         ("lfq", {"bits": 80}, "ids of 1 to 62 bits"),

@@ -15,6 +15,8 @@ from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import DiffusersAutoencoderTokenizer, DiffusionDecoderTokenizer, Tokenizer
 from vidgen.tokenizers.diffusion_decoder import frame_noise
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+from vidgen.training.critic import FaithfulTerms, ReconstructionCritic
+from vidgen.training.tokenizer_step import TokenizerStep
 
 ENCODERS = ["shapes-kl", "shapes-fsq", "omnitokenizer-kl", "vitok-s-b", "larp", "coordtok", "vidtwin", "video-lavit"]
 each_encoder = pytest.mark.parametrize("name", ENCODERS)
@@ -143,6 +145,17 @@ def test_the_critic_judges_the_wrapped_reconstruction():
 
     losses = tokenizer.train().training_losses(clip(5), generators=seeded([0]), critic=critic)
     assert seen and {"mine", "kl", "flow"} == losses.keys()
+
+
+def test_a_frozen_encoder_has_no_gradients_and_nothing_to_be_judged():
+    tokenizer = small(freeze_encoder=True)
+    assert not any(weight.requires_grad for weight in tokenizer.encoder.parameters())
+    assert all(weight.requires_grad for weight in tokenizer.denoiser.parameters())
+    critic = ReconstructionCritic(FaithfulTerms()).at(0)
+    with pytest.raises(ValueError, match="set freeze_encoder to False"):
+        tokenizer.training_losses(clip(5), generators=seeded([0]), critic=critic)
+    with pytest.raises(ValueError, match="set frame_masking to 0"):
+        TokenizerStep(tokenizer, critic=ReconstructionCritic(FaithfulTerms()), statistics=None, frame_masking=0.5)
 
 
 def test_it_saves_and_loads_and_makes_videos_in_a_pipeline(tmp_path):

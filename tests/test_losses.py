@@ -1,6 +1,7 @@
 """Do the losses of tokenizers compute what their papers say, and does a run take every option of its recipe?"""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from vidgen.tokenizers.losses import (
     feature_matching,
     gradient_penalty,
 )
+from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training import DataConfig, OptimiserConfig, TokenizerRun, train_tokenizer
 from vidgen.training.checkpoint import CheckpointFolder
 from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
@@ -33,7 +35,7 @@ from vidgen.training.monitor import CodebookCounter, TrainingMonitor
 from vidgen.training.recipes import RECIPES, with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
 from vidgen.training.train_tokenizer import build_critic
-from vidgen.training.trainer import Opponent
+from vidgen.training.trainer import Opponent, build_accelerator
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:
@@ -177,6 +179,7 @@ def test_lecam_holds_verdicts_to_the_other_sides_average():
 def test_feature_matching_pulls_fakes_to_real_features_alone():
     real, fake = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     assert feature_matching([real], [real]) == 0
+    assert float(feature_matching([real, real], [real + 1, real - 2])) == pytest.approx(3.0)  # layers are summed
     feature_matching([real], [fake]).backward()
     assert real.grad is None
     assert fake.grad is not None
@@ -225,6 +228,18 @@ def test_without_balance_the_adversarial_term_is_the_weighted_game():
     sum(terms.values(), torch.zeros(())).backward()
     assert layer.weight.grad is not None
     assert all(weight.grad is None for weight in judge.panel.parameters())
+
+
+@pytest.mark.parametrize("preset", ["base-kl", "omnitokenizer-kl", "bsq-vit"])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_the_balance_is_measured_where_a_clip_goes_through(preset: str, frames: int):
+    """Trunks that make a lone first frame by a layer of its own balance images by that layer."""
+    torch.manual_seed(0)
+    tokenizer = TOKENIZER_PRESETS[preset].tiny().build().train()
+    critic = ReconstructionCritic(FaithfulTerms(), adversary=adversary())
+    video = torch.rand(1, 3, frames, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    terms = tokenizer.training_losses(video, generators=seeded([0]), critic=critic.at(0))
+    assert terms["adversarial"].abs() > 1e-4
 
 
 def test_validation_sees_no_adversary_and_hidden_frames_are_judged_by_the_original():
@@ -441,6 +456,51 @@ def test_a_run_with_every_option_resumes_bit_by_bit(tmp_path: Path):
     assert all(torch.equal(value, other.training["discriminator"][name]) for name, value in discriminators.items())
     exported = CausalConvTokenizer.from_pretrained(tmp_path / "whole" / "model")
     assert set(exported.state_dict()) == set(tiny_tokenizer("vq", codes=16, channels=4).state_dict())
+
+
+def test_a_loss_scaler_changes_neither_the_tokenizers_nor_the_discriminators_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The scaler of fp16, without fp16: on a CPU everything else stays the same."""
+    weights, discriminators = [], []
+    for scale in (None, 2.0**24):
+
+        def accelerator(run, *, scale: float | None = scale, **options):
+            built = build_accelerator(run, **options)
+            if scale is not None:
+                built.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+                built.state._mixed_precision, built.native_amp = "fp16", True
+                monkeypatch.setattr("accelerate.accelerator.get_mixed_precision_context_manager", no_autocast)
+            return built
+
+        monkeypatch.setattr(sys.modules[build_critic.__module__], "build_accelerator", accelerator)
+        run = tiny_run(tmp_path / str(scale), adversarial_weight=0.5, discriminator_start=0, validate_every=0, steps=3)
+        run = replace(run, batch_size=4, accumulation=2)
+        train_tokenizer(run, tokenizer=tiny_tokenizer("ae", channels=4))
+        saved = CheckpointFolder(tmp_path / str(scale) / "checkpoints", keep=9).load(3)
+        weights.append(saved.weights)
+        discriminators.append(saved.training["discriminator"])
+    for one, other in (weights, discriminators):
+        assert all(torch.allclose(value, other[name], rtol=1e-4, atol=1e-6) for name, value in one.items())
+
+
+def no_autocast(*_args: object, **_options: object) -> torch.autocast:
+    return torch.autocast("cpu", enabled=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"adversarial_weight": 0.1}),
+        ({"adversarial_weight": 0.1}, {"adversarial_weight": 0.1, "lecam_weight": 0.01}),
+        ({"adversarial_weight": 0.1}, {"adversarial_weight": 0.1, "discriminator_width": 8}),
+        ({"pixel_loss": "l1"}, {"pixel_loss": "l1", "learned_variance": True}),
+    ],
+)
+def test_a_resumed_run_has_the_parts_that_its_checkpoint_has(before: dict, after: dict, tmp_path: Path):
+    train_tokenizer(tiny_run(tmp_path, **before, steps=1, validate_every=0), tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match=f"cannot resume .*: {list(after)[-1]} was"):
+        train_tokenizer(tiny_run(tmp_path, **after, steps=2, resume=True), tokenizer=tiny_tokenizer())
 
 
 def trained_opponents(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -14,8 +14,8 @@ class EntropyTerm(nn.Module):
 
     Args:
         weight: after annealing.
-        boost, steps: the weight begins `boost` times higher and falls linearly to `weight` over so many training
-            steps, which this module counts (a buffer, so that a resumed run goes on where it was).
+        boost, steps: the weight begins `boost` times higher and falls linearly to `weight` over so many forward passes
+            in training, one a step without accumulation (a buffer counts, so that a resumed run goes on where it was).
         diversity: weight of the second part.
     """
 

@@ -9,6 +9,7 @@ from vidgen.bottlenecks.base import Bottlenecked, Quantizer, straight_through
 from vidgen.bottlenecks.entropy import EntropyTerm, product_entropy
 from vidgen.nn.random import Generators
 
+LARGEST_JOINT = 2**24  # codes whose joint distribution is held: 64 MiB
 MARGIN = 1e-3  # the outermost levels are reached a little before the end of tanh
 
 
@@ -19,8 +20,8 @@ class FSQ(Quantizer):
         levels: number of values of each channel, each ≥ 3; the paper's 1000 codes are (8, 5, 5, 5).
         commitment: weight that pulls bounded features to their codes (VidTok: 0.25).
         entropy: weight of the entropy term (VidTok: 0.1): sure about each token, even over the codebook.
-        entropy_boost, boost_steps: the weight starts so many times higher and falls to `entropy` over these training
-            steps (VidTok: 3, 2000).
+        entropy_boost, boost_steps: the weight starts so many times higher and falls to `entropy` over so many forward
+            passes in training (VidTok: 3, 2000).
         temperature: of the soft assignment to levels that the entropies are of, in squared level distances.
     """
 
@@ -43,6 +44,11 @@ class FSQ(Quantizer):
         if commitment < 0 or temperature <= 0:
             raise ValueError(
                 f"FSQ needs a commitment of at least 0 and a temperature above 0, got {commitment} and {temperature}"
+            )
+        if entropy and math.prod(levels) > LARGEST_JOINT:
+            raise ValueError(
+                f"the entropy term holds the distribution over all codes, at most {LARGEST_JOINT}, and levels "
+                f"{tuple(levels)} have {math.prod(levels)}; set entropy to 0 or use a product of two fsq"
             )
         self.levels = tuple(levels)
         self.channels = self.in_channels = len(levels)

@@ -46,10 +46,9 @@ class BlockwiseTokenizer(Tokenizer):
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
         """`b c t' h' w' -> b 3 t h w`, all frames, rows and columns that the tokens stand for."""
 
-    @property
     @abstractmethod
-    def last_layer(self) -> Tensor:
-        """The weight of the decoder at which an adversarial term measures its gradient."""
+    def last_layer(self, frames: int) -> Tensor:
+        """The decoder's weight at which an adversarial term measures its gradient, for clips of so many frames."""
 
     @property
     def spec(self) -> LatentSpec:
@@ -175,7 +174,11 @@ class BlockwiseTokenizer(Tokenizer):
         vectors = rearrange(bottlenecked.vectors, "b (t h w) c -> b c t h w", t=t, h=h, w=w)
         reconstruction = self.pixels(vectors, None)[:, :, : video.shape[2], : video.shape[3], : video.shape[4]]
         losses = reconstruction_losses(
-            video, reconstruction, squared_weight=self.squared_weight, critic=critic, last_layer=self.last_layer
+            video,
+            reconstruction,
+            squared_weight=self.squared_weight,
+            critic=critic,
+            last_layer=self.last_layer(video.shape[2]),
         )
         return {**losses, **bottlenecked.losses}
 

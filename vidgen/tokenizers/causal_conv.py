@@ -176,8 +176,7 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         side = self.token_patch
         return self.decoder(rearrange(vectors, "b (p q c) t h w -> b c t (h p) (w q)", p=side, q=side), cache)
 
-    @property
-    def last_layer(self) -> Tensor:
+    def last_layer(self, frames: int) -> Tensor:
         return self.decoder.conv_out.conv.weight
 
 

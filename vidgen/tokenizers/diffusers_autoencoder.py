@@ -75,8 +75,7 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
         return self.family.pixels(self.autoencoder, vectors, {} if cache is None else cache.states)
 
-    @property
-    def last_layer(self) -> Tensor:
+    def last_layer(self, frames: int) -> Tensor:
         decoder = dict(self.autoencoder.decoder.named_children())
         layer = decoder["proj_out"] if "proj_out" in decoder else decoder["conv_out"]
         return next(weight for weight in layer.parameters() if weight.ndim > 1)

@@ -108,14 +108,18 @@ class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
         self.encoder: Tokenizer = kinds[name].from_config(encoder_config)  # pyright: ignore[reportAttributeAccessIssue]
         self.denoiser = Denoiser(patch=patch, width=width, depth=depth)
         self.block_frames, self.freeze_encoder, self.flow_weight = block_frames, freeze_encoder, flow_weight
+        self.encoder.requires_grad_(not freeze_encoder)
 
     @classmethod
     def around(cls, encoder: Tokenizer, **options: Any) -> "DiffusionDecoderTokenizer":
-        """A fresh denoiser around `encoder`, which is shared, not copied; `options` as for the constructor."""
+        """A fresh denoiser around `encoder`; `options` as for the constructor.
+
+        `encoder` is shared, not copied; with `freeze_encoder` its weights require no gradient from then on.
+        """
         config = {name: value for name, value in encoder.config.items() if not name.startswith("_")}
         with init_empty_weights():
             shell = cls({"_class_name": type(encoder).__name__, **config}, **options)
-        shell.encoder = encoder
+        shell.encoder = encoder.requires_grad_(not shell.freeze_encoder)
         sizes = {name: shell.config[name] for name in ("patch", "width", "depth")}
         shell.denoiser = Denoiser(**sizes).to(encoder.device, encoder.dtype)
         return shell.train(encoder.training)
@@ -191,6 +195,11 @@ class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
     ) -> dict[str, Tensor]:
         check_video(video)
         if self.freeze_encoder:
+            if critic is not None:
+                raise ValueError(
+                    "perceptual, adversarial and other pixel terms judge the wrapped decoder, and freeze_encoder keeps it "
+                    "as it is; set freeze_encoder to False or leave these terms out (pixel_loss own, their weights 0)"
+                )
             losses, coarse = {}, self.encoder.decode(self.encoder.encode(video))
         else:
             watching = WatchingCritic(critic)

@@ -104,6 +104,5 @@ class FactorisedViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         x = self.decoder_in_space(x)
         return self.to_pixels(self.norm_pixels(x), starts=cache is None or cache.first)
 
-    @property
-    def last_layer(self) -> Tensor:
-        return self.to_pixels.others.weight
+    def last_layer(self, frames: int) -> Tensor:
+        return self.to_pixels.layer(frames).weight

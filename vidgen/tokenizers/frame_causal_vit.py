@@ -84,6 +84,5 @@ class FrameCausalViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         x = self.decoder(self.from_vectors(rearrange(vectors, "b c t h w -> b t h w c")), cache)
         return self.to_pixels(x, starts=cache is None or cache.first)
 
-    @property
-    def last_layer(self) -> Tensor:
-        return self.to_pixels.others.weight
+    def last_layer(self, frames: int) -> Tensor:
+        return self.to_pixels.layer(frames).weight

@@ -96,6 +96,7 @@ def smoothed_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 GAMES: dict[str, AdversarialGame] = {
     "hinge": AdversarialGame(hinge_discriminator, hinge_generator),  # Lim & Ye 2017, arXiv 1705.02894
     "non-saturating": AdversarialGame(non_saturating_discriminator, non_saturating_generator),  # Goodfellow et al. 2014
+    "hinge-non-saturating": AdversarialGame(hinge_discriminator, non_saturating_generator),  # VidTok's code
     "non-saturating-smooth": AdversarialGame(smoothed_discriminator, non_saturating_generator),
 }
 
@@ -134,8 +135,9 @@ class LeCam(nn.Module):
 
 
 def feature_matching(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """Mean absolute difference of a discriminator's features (pix2pixHD, arXiv 1711.11585, equation 4)."""
-    return torch.stack([(one.detach() - other).float().abs().mean() for one, other in zip(real, fake)]).mean()
+    """Mean absolute difference of a discriminator's features, summed over its layers (pix2pixHD, arXiv 1711.11585,
+    equation 4)."""
+    return torch.stack([(one.detach() - other).float().abs().mean() for one, other in zip(real, fake)]).sum()
 
 
 # teachers

@@ -57,6 +57,9 @@ BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "
 # Below five million parameters, for CPUs; --data is a folder of real clips (tokenizers/README.md).
 REAL = {"stride": (4, 8, 8), "patch": 4, "widths": (96, 192, 248), "depth": 1, "decoder_depth": 2}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
+# Pixel terms are means here and KL is a mean over tokens. VidTok and VidTwin sum pixels over a frame, and they and
+# OmniTokenizer sum KL over a clip: their weights are converted at 17×128×128 (VidTwin: 16×224×224) pixels, KL 1e-6 (VidTwin:
+# 1e-3) times tokens a clip, all of VidTok's and VidTwin's over the numbers of a frame.
 VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 2, "decoder_depth": 3}
 COSMOS = {"front": "haar", "patch": 4, "patch_frames": 4, "depth": 2, "decoder_depth": 3}
 EPSILON = {
@@ -224,21 +227,21 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "vidtok-kl": causal_conv(
         "4 real channels at 4×8×8 from full-resolution convolutions (VidTok's widths)",
         bottleneck_type="kl",
-        bottleneck_options={"channels": 4, "weight": 1e-6},
+        bottleneck_options={"channels": 4, "weight": 2.6e-8},
         small_widths=4,
         **VIDTOK,
     ),
     "vidtok-fsq-8x8x8": causal_conv(
         "32,768 codes at 8×8×8 from full-resolution convolutions (VidTok's widths)",
         bottleneck_type="fsq",
-        bottleneck_options={"levels": [8, 8, 8, 8, 8], "commitment": 0.25, "entropy": 0.1, "entropy_boost": 3.0},
+        bottleneck_options={"levels": [8, 8, 8, 8, 8], "commitment": 5.1e-6, "entropy": 2.0e-6, "entropy_boost": 3.0},
         small_widths=4,
         **{**VIDTOK, "stride": (8, 8, 8)},
     ),
     "vidtok-kl-4x16x16": causal_conv(
         "16 real channels at 4×16×16 from full-resolution convolutions (VidTok's widths)",
         bottleneck_type="kl",
-        bottleneck_options={"channels": 16, "weight": 1e-6},
+        bottleneck_options={"channels": 16, "weight": 6.5e-9},
         small_widths=5,
         **{**VIDTOK, "stride": (4, 16, 16), "widths": (128, 256, 512, 512, 512)},
     ),
@@ -280,7 +283,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "omnitokenizer-kl": TokenizerPreset(
         about="8 real channels at 4×8×8, attention in space and causal in time (OmniTokenizer)",
         model=FactorisedViTTokenizer,
-        config={"bottleneck_type": "kl", "bottleneck_options": {"channels": 8, "weight": 1e-6}},
+        config={"bottleneck_type": "kl", "bottleneck_options": {"channels": 8, "weight": 1.3e-3}},
         small=TINY_FACTORISED,
     ),
     "c-vivit": TokenizerPreset(
@@ -363,8 +366,8 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         model=StructureDynamicsTokenizer,
         config={
             "bottleneck_type": "kl",
-            "bottleneck_options": {"channels": 4, "weight": 1e-6},
-            "dynamics_options": {"channels": 8, "weight": 1e-6},
+            "bottleneck_options": {"channels": 4, "weight": 5.2e-6},
+            "dynamics_options": {"channels": 8, "weight": 1.5e-6},
         },
         small={"width": 16, "heads": 2, "layers": 1, "query_layers": 1},
     ),

@@ -93,6 +93,5 @@ class TubeletViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         x = self.from_vectors(rearrange(vectors, "b c t h w -> b t h w c"))
         return self.to_pixels(self.decoder_transformer(x))
 
-    @property
-    def last_layer(self) -> Tensor:
+    def last_layer(self, frames: int) -> Tensor:
         return self.to_pixels.others.weight

@@ -83,6 +83,10 @@ class PatchOutput(nn.Module):
         first, others = self.first(x[:, :1]), self.others(x[:, 1:])
         return torch.cat([self._video(first, 1), self._video(others, self.stride[0])], dim=2)
 
+    def layer(self, frames: int) -> nn.Linear:
+        """The layer that makes all but the first frame of a clip of so many frames, or that one where it is alone."""
+        return self.others if self.first is None or frames > 1 else self.first
+
     def _video(self, patches: Tensor, frames: int) -> Tensor:
         _, p, q = self.stride
         return rearrange(patches, "b t h w (c f p q) -> b c (t f) (h p) (w q)", f=frames, p=p, q=q)

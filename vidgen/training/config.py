@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 Precision = Literal["fp32", "bf16", "fp16"]
 PerceptualNetwork = Literal["squeezenet", "lpips-alex", "lpips-vgg", "lpips-squeeze"]
 PixelLoss = Literal["own", "l1", "l2", "charbonnier"]
-AdversarialLoss = Literal["hinge", "non-saturating", "non-saturating-smooth"]
+AdversarialLoss = Literal["hinge", "non-saturating", "hinge-non-saturating", "non-saturating-smooth"]
 SHAPES_WORLDS = ("shapes", "shapes+digits")
 WORLDS = (*SHAPES_WORLDS, "digits")
 

@@ -11,7 +11,8 @@ from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.losses import distillation
 
 Teacher = Callable[[Tensor], Tensor]
-"""Video `b 3 t h w` in [-1, 1] -> features `b d t' h' w'`, or `b d` of whole clips; called without gradients."""
+"""Video `b 3 t h w` in [-1, 1] on the device that trains -> features `b d t' h' w'`, or `b d` of whole clips; called
+without gradients."""
 
 
 class Distillation:

@@ -41,7 +41,8 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, te
             that is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
     run = with_recipe(run)
-    accelerator = build_accelerator(run, finds_unused_parameters=False)
+    alone = run.image_share > 0 or run.images_until > 0  # layers in time rest while single frames are trained on
+    accelerator = build_accelerator(run, finds_unused_parameters=alone)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if tokenizer is None:
         tokenizer = fresh_tokenizer(run)
@@ -69,7 +70,9 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, te
         statistics=statistics,
         curriculum=curriculum,
         frame_masking=run.frame_masking,
-        distillation=build_distillation(run, tokenizer, teacher, StatisticsVideos(clips, 1)),
+        distillation=build_distillation(
+            run, tokenizer, teacher, (clip.to(accelerator.device) for clip in StatisticsVideos(clips, 1))
+        ),
     )
     step.freeze(f"tokenizer.{prefix}" for prefix in run.freeze)
     trainer = Trainer(

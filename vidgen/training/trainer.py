@@ -43,7 +43,13 @@ FIXED_FIELDS = (
     "seed",
     "init_from",
     "freeze",
+    "learned_variance",
+    "discriminator_kind",
+    "discriminator_width",
+    "discriminator_layers",
+    "discriminator_axes",
 )
+FIXED_PRESENCE = ("adversarial_weight", "lecam_weight", "distillation_weight")  # other weights, but not from or to 0
 
 
 class TrainingDiverged(ValueError):
@@ -156,6 +162,7 @@ class Trainer:
         self._set_rates(step)
         totals: dict[str, Tensor] = {}
         seen: list[str] = []
+        judged: list[tuple[Tensor, Tensor]] = []
         for micro in range(run.accumulation):
             batch = next(batches)
             batch["step"] = step
@@ -168,28 +175,38 @@ class Trainer:
                 loss = torch.stack([term.float() for term in terms.values()]).sum()
                 accelerator.backward(loss / run.accumulation)
             add_terms(totals, {"loss": loss, **terms}, share=1 / run.accumulation)
-            judged = None if self.opponent is None else self.opponent.take_judged(step)
-            if judged is not None:
-                real, fake = judged
-                with nullcontext() if last else accelerator.no_sync(self.wrapped_opponent):
-                    verdicts = self.wrapped_opponent(real, fake)
-                    accelerator.backward(torch.stack(list(verdicts.values())).sum() / run.accumulation)
-                add_terms(totals, verdicts, share=1 / run.accumulation)
+            pair = None if self.opponent is None else self.opponent.take_judged(step)
+            judged += [] if pair is None else [pair]
         limit = run.optimiser.clip_norm or math.inf
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
         totals["gradient_norm"] = torch.as_tensor(norm)
         self._check(step, totals, seen)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.opponent is not None and "discriminator" in totals:
-            limit = self.opponent.config.clip_norm or math.inf
-            accelerator.clip_grad_norm_(self.wrapped_opponent.parameters(), limit)
-            self.opponent.optimiser.step()
-            self.opponent.optimiser.zero_grad(set_to_none=True)
+        if judged:
+            self._train_opponent(step, judged, totals, seen)
         self.average.update()
         if run.switch_ema_every and (step + 1) % run.switch_ema_every == 0:
             self.average.switch()
         return totals
+
+    def _train_opponent(
+        self, step: int, judged: list[tuple[Tensor, Tensor]], totals: dict[str, Tensor], seen: list[str]
+    ) -> None:
+        """One step on the pairs of all micro-batches, after the model's: a loss scaler serves one optimiser at a time."""
+        assert self.opponent is not None
+        for micro, (real, fake) in enumerate(judged):
+            self._seed_library_noise(step, len(judged) + micro)
+            last = micro == len(judged) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped_opponent):
+                verdicts = self.wrapped_opponent(real, fake)
+                self.accelerator.backward(torch.stack(list(verdicts.values())).sum() / len(judged))
+            add_terms(totals, verdicts, share=1 / len(judged))
+        limit = self.opponent.config.clip_norm or math.inf
+        self.accelerator.clip_grad_norm_(self.wrapped_opponent.parameters(), limit)
+        self._check(step, totals, seen)
+        self.opponent.optimiser.step()
+        self.opponent.optimiser.zero_grad(set_to_none=True)
 
     def _set_rates(self, step: int) -> None:
         optimisers = [(self.optimiser, self.run.optimiser)]
@@ -334,9 +351,8 @@ class Trainer:
             )
         if run.resume and described.is_file():
             before = type(run).load(described)
-            changed = [name for name in FIXED_FIELDS if getattr(before, name, None) != getattr(run, name, None)]
-            if changed:
-                name = changed[0]
+            name = changed_field(before, run)
+            if name is not None:
                 raise ValueError(
                     f"cannot resume {folder}: {name} was {getattr(before, name)} and is now {getattr(run, name)}; "
                     "give it as before, or start another run from these weights with --init-from"
@@ -390,6 +406,17 @@ class Trainer:
         if self.opponent is not None:
             self.opponent.step.load_state_dict(checkpoint.training["discriminator"])
             self.opponent.optimiser.load_state_dict(checkpoint.training["discriminator_optimiser"])
+
+
+def changed_field(before: Run, run: Run) -> str | None:
+    """A field that a resumed run may not change and has changed, if any."""
+    for name in FIXED_FIELDS:
+        if getattr(before, name, None) != getattr(run, name, None):
+            return name
+    for name in FIXED_PRESENCE:
+        if (getattr(before, name, 0) > 0) != (getattr(run, name, 0) > 0):
+            return name
+    return "precision" if (before.precision == "fp16") != (run.precision == "fp16") else None
 
 
 def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator:
