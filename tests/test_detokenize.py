@@ -51,6 +51,20 @@ def test_videos_are_what_the_tokenizer_decodes(tokens, tokenizer, tmp_path):
     assert np.array_equal(made, np.stack(list(expected)))
 
 
+def test_tokens_of_generated_videos_become_the_same_videos(tmp_path):
+    """`generate --latents` says its rate and its tokenizer, and each of its videos gets a file."""
+    made = ["generate", "a large red circle moving left on a navy background", "--num-videos", "2", "--steps", "2"]
+    assert (
+        main([*made, "-o", str(tmp_path / "made"), "--latents", str(tmp_path / "two.safetensors"), "--fps", "5"]) == 0
+    )
+    decode = ["detokenize", str(tmp_path / "two.safetensors"), "--format", "png", "-o", str(tmp_path / "again")]
+    assert main([*decode, "--tokenizer", "shapes-fsq"]) == 0
+    for number in (1, 2):
+        one, other = (read_video(tmp_path / name) for name in (f"made-{number}", f"again/two-{number}"))
+        assert np.array_equal(one.frames, other.frames) and one.fps == other.fps == 5
+    assert main([*decode, "--tokenizer", "worlds-fsq"]) == 2
+
+
 def test_a_video_has_the_name_frames_size_and_rate_of_its_clip(tokens, tokenizer, tmp_path):
     assert detokenize(tokens, tokenizer, "-o", str(tmp_path / "videos")) == 0
     made = tmp_path / "videos" / "deep" / "clip.webm"

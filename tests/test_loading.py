@@ -154,7 +154,21 @@ def test_an_unknown_name_lists_the_nearest_ones(tmp_path, monkeypatch):
         vidgen.load("qqqqqqqqqqqq")
     monkeypatch.setattr(loading, "PRETRAINED", tmp_path / "nothing")
     with pytest.raises(ValueError, match="no built-in models"):
+        vidgen.load("qqqqqqqqqqqq")
+    with pytest.raises(ValueError, match=r"shapes-fsq is a preset, which has no weights yet: train it .*vidgen.build"):
         vidgen.load("shapes-fsq")
+
+
+def test_options_are_checked_and_a_component_takes_the_place_of_a_shared_one():
+    assert vidgen.load("shapes-fsq", dtype="bf16").dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"load takes no device; move what it gives: vidgen.load\(…\).to\('cpu'\)"):
+        vidgen.load("shapes-fsq", device="cpu")
+    with pytest.raises(ValueError, match="load has no option 'dtpye'; did you mean dtype"):
+        vidgen.load("shapes-fsq", dtpye=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype is a torch type or one of fp32, bf16, fp16, got 'float8'"):
+        vidgen.load("shapes-fsq", dtype="float8")
+    mine = vidgen.load("shapes-kl")
+    assert vidgen.load("shapes-flow", video_tokenizer=mine).video_tokenizer is mine
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):

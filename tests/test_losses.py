@@ -1,6 +1,7 @@
 """Do the losses of tokenizers compute what their papers say, and does a run take every option of its recipe?"""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from vidgen.tokenizers.losses import (
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training import DataConfig, OptimiserConfig, TokenizerRun, train_tokenizer
 from vidgen.training.checkpoint import CheckpointFolder
+from vidgen.training.config import AdversarialLoss
 from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
 from vidgen.training.curriculum import Curriculum, scaled, without_frames
 from vidgen.training.distillation import Distillation
@@ -176,10 +178,28 @@ def test_lecam_holds_verdicts_to_the_other_sides_average():
     assert lecam(torch.full((4,), -1.5), torch.full((4,), 2.0)).item() == 0.0
 
 
+LECAM = """
+import sys, torch
+from vidgen.tokenizers.losses import LeCam
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+lecam = LeCam(decay=0.5)
+lecam(torch.full((2,), 1.0 + 2 * rank), torch.full((2,), -1.0))
+assert (lecam.real.item(), lecam.fake.item()) == (1.0, -0.5), (lecam.real, lecam.fake)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_lecam_averages_the_verdicts_of_all_processes(tmp_path: Path):
+    processes = [subprocess.Popen([sys.executable, "-c", LECAM, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+
+
 def test_feature_matching_pulls_fakes_to_real_features_alone():
     real, fake = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     assert feature_matching([real], [real]) == 0
-    assert float(feature_matching([real, real], [real + 1, real - 2])) == pytest.approx(3.0)  # layers are summed
+    assert feature_matching([real, real], [real + 1, real - 2]).item() == pytest.approx(3.0)  # layers are summed
     feature_matching([real], [fake]).backward()
     assert real.grad is None
     assert fake.grad is not None
@@ -194,7 +214,7 @@ def test_a_panel_gives_every_judges_features_with_the_logits_last():
 
 
 @pytest.mark.parametrize("loss", GAMES)
-def test_every_regulariser_is_a_term_of_the_discriminators_step(loss: str):
+def test_every_regulariser_is_a_term_of_the_discriminators_step(loss: AdversarialLoss):
     torch.manual_seed(0)
     step = DiscriminatorStep(
         DiscriminatorPanel(PatchDiscriminator(width=4)), loss=loss, r1_weight=1.0, r1_every=3, lecam_weight=0.1
@@ -495,6 +515,7 @@ def no_autocast(*_args: object, **_options: object) -> torch.autocast:
         ({"adversarial_weight": 0.1}, {"adversarial_weight": 0.1, "lecam_weight": 0.01}),
         ({"adversarial_weight": 0.1}, {"adversarial_weight": 0.1, "discriminator_width": 8}),
         ({"pixel_loss": "l1"}, {"pixel_loss": "l1", "learned_variance": True}),
+        ({}, {"optimiser": OptimiserConfig(learning_rate=3e-3, warmup_steps=2, weight_decay=0.3)}),
     ],
 )
 def test_a_resumed_run_has_the_parts_that_its_checkpoint_has(before: dict, after: dict, tmp_path: Path):

@@ -310,10 +310,22 @@ def test_pixels_inside_the_mask_come_back_and_the_others_are_made(family):
 
 
 @each_family
-def test_a_wholly_known_video_comes_back(family):
+def test_a_wholly_known_video_leaves_nothing_to_make_and_a_longer_one_begins_with_it(family):
     pipe = pipeline(family)
     known = clip(seed=3)
-    assert torch.equal(sample(pipe, video=known), (known / 2 + 0.5).permute(0, 2, 1, 3, 4))
+    with pytest.raises(ValueError, match="nothing is left to make; to go on after it ask for more num_frames"):
+        sample(pipe, video=known)
+    longer = sample(pipe, video=known, num_frames=9)
+    assert torch.equal(longer[:, :5], (known / 2 + 0.5).permute(0, 2, 1, 3, 4))
+
+
+@each_family
+def test_masks_may_be_arrays_and_sizes_numpy_ints(family):
+    pipe, mask = pipeline(family), np.zeros((5, 1, 1), dtype=bool)
+    mask[:2] = True
+    calls = [{"mask": mask, "num_frames": np.int64(5)}, {"mask": torch.from_numpy(mask)}, {"mask": mask.tolist()}]
+    videos = [sample(pipe, video=clip(seed=3), generator=seed(1), **call) for call in calls]
+    assert all(torch.equal(video, videos[0]) for video in videos)
 
 
 @each_family
@@ -447,6 +459,9 @@ MISTAKES = {
     "mask of gray levels": ({"video": clip(), "mask": torch.full((5, 16, 16), 255)}, "has values from 255 to 255"),
     "two known videos for three": ({"prompt": ["a"] * 3, "video": clip(batch=2)}, "do not fit 3 videos"),
     "no folder for the latents": ({"latents_path": "no/such/folder/run.safetensors"}, "does not exist"),
+    "a seed for a generator": ({"generator": 0}, "a torch.Generator or a list of them, got 0"),
+    "guidance that is no number": ({"guidance_scale": float("nan")}, "a number of at least 0"),
+    "guidance in words": ({"guidance_scale": "2"}, "a number of at least 0"),
     "no steps": ({"num_inference_steps": 0}, "at least 1|flow_steps ≥ 1"),
     "latents of another shape": ({"latents": torch.zeros(1, 3, 9)}, "latents must be"),
     "too long a prompt": ({"prompt": "very long " * 60}, "at most 64"),

@@ -285,6 +285,14 @@ def test_clips_of_a_protocol_are_read_in_its_size_and_length(folder):
     assert found.to_json()["frames"] == 8 and found.to_json()["decoded_lossy"] is False
 
 
+@pytest.mark.parametrize(
+    "rule", [{"fps": 30.0}, {"fps": 7.0}, {"fps": 30.0, "stride": 2}, {"fps": 30.0, "max_frames": 3}]
+)
+def test_frames_are_counted_as_they_are_read(rule, folder):
+    found = clips_for_protocol(find_clips([folder]), short_protocol(**rule))
+    assert [one.frames for one in found.clips] == [sum(chunk.shape[1] for chunk in one.chunks()) for one in found.clips]
+
+
 def test_clips_that_cannot_be_scored_stop_the_work_before_it_starts_or_are_recorded(folder):
     (folder / "letter.mp4").write_text("dear sir or madam")
     shutil.copytree(folder / "clip0", folder / "copy")

@@ -1,6 +1,7 @@
-"""Is the table in tokenizers/README.md, which trunk keeps which promise, what the tokenizers do?"""
+"""Are the tables in tokenizers/README.md, which trunk keeps which promise and which system is which preset, true?"""
 
 import re
+from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from vidgen.conditioning.known import last_frames
 from vidgen.tokenizers import DiffusersAutoencoderTokenizer, Tokenizer
-from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+from vidgen.training import TokenizerRun
+from vidgen.training.recipes import RECIPES
 
 README = (Path(__file__).resolve().parents[1] / "tokenizers" / "README.md").read_text()
 CAUSAL, STREAMS, IMAGE, GRID = (
@@ -34,11 +36,27 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
+def named(text: str) -> list[str]:
+    return re.findall("`([^`]+)`", text)
+
+
 TRUNKS = table("trunk")
 ROW_OF = {
-    preset: [row for row in TRUNKS if any(fnmatch(preset, name) for name in re.findall("`([^`]+)`", row["presets"]))]
+    preset: [row for row in TRUNKS if any(fnmatch(preset, name) for name in named(row["presets"]))]
     for preset in TOKENIZER_PRESETS
 }
+
+
+SYSTEMS = table("system")
+
+
+def row_of(preset: str) -> dict[str, str]:
+    """The preset's row of promises; around another tokenizer, which says "as the wrapped one", that one's."""
+    wrapped = TOKENIZER_PRESETS[preset].config.get("encoder_config", {}).get("_class_name")
+    if wrapped is not None:
+        preset = next(name for name, other in TOKENIZER_PRESETS.items() if other.model.__name__ == wrapped)
+    (row,) = ROW_OF[preset]
+    return row
 
 
 def tiny(preset: str) -> Tokenizer:
@@ -77,7 +95,7 @@ def test_every_preset_has_one_row_and_every_row_a_preset():
 
 @pytest.mark.parametrize("preset", TOKENIZER_PRESETS)
 def test_a_preset_does_what_its_row_says(preset: str):
-    tokenizer, (row,) = tiny(preset), ROW_OF[preset]
+    tokenizer, row = tiny(preset), row_of(preset)
     does = {
         CAUSAL: earlier_tokens_stay(tokenizer),
         STREAMS: tokenizer.spec.streamable,
@@ -85,8 +103,6 @@ def test_a_preset_does_what_its_row_says(preset: str):
         GRID: tokenizer.spec.is_grid,
     }
     assert tokenizer.spec.causal == does[CAUSAL]
-    if isinstance(tokenizer, DiffusionDecoderTokenizer):
-        (row,) = ROW_OF["base-kl"]  # its row says: as the wrapped one
     assert does == {column: row[column].startswith("yes") for column in does}
 
 
@@ -98,3 +114,18 @@ def test_an_autoencoder_of_diffusers_is_what_its_row_says(name: str):
     excepted = any(f"`{option}={value}`" in row[CAUSAL] for option, value in config.items())
     assert spec.causal == (row[CAUSAL].startswith("yes") and not excepted)
     assert spec.streamable == row["streams"].startswith("yes")
+
+
+def test_every_preset_of_the_table_of_systems_exists_and_what_has_none_says_why():
+    presets = {row["system"]: named(row["preset"]) for row in SYSTEMS}
+    assert [name for names in presets.values() for name in names if name not in TOKENIZER_PRESETS] == []
+    assert all(presets[row["system"]] or row["option, difference or what is missing"] for row in SYSTEMS)
+    assert len(presets) == len(SYSTEMS)
+
+
+def test_every_option_and_recipe_that_systems_and_presets_name_exists():
+    options = {item.name.replace("_", "-") for item in fields(TokenizerRun)}
+    texts = [row["option, difference or what is missing"] for row in SYSTEMS]
+    texts += [preset.about for preset in TOKENIZER_PRESETS.values()]
+    assert {option for text in texts for option in re.findall(r"--(?:no-)?([a-z-]+)", text)} <= options
+    assert {recipe for text in texts for recipe in re.findall(r"--recipe ([a-z-]+)", text)} <= set(RECIPES)

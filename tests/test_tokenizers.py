@@ -42,6 +42,8 @@ PARAMETERS = {
     "base-product-vq": 15_029_404,
     "deep-kl": 29_055_020,
     "magvit-v2": 72_697_621,
+    "beit-dvae": 99_589_123,
+    "motionaura-tokenizer": 37_063_187,
     "vidtok-kl": 50_658_571,
     "vidtok-fsq-8x8x8": 51_392_264,
     "vidtok-kl-4x16x16": 72_870_691,
@@ -49,11 +51,15 @@ PARAMETERS = {
     "cosmos-8x8x8": 24_595_664,
     "cosmos-8x16x16": 46_629_584,
     "epsilon-vae": 20_629_708,
+    "divot-tokenizer": 259_540_080,
+    "semanticist": 180_674_384,
     "omnitokenizer-vq": 51_273_672,
     "omnitokenizer-kl": 51_277_776,
     "c-vivit": 50_904_672,
     "bsq-vit": 170_370_258,
     "bsq-vit-36": 170_397_924,
+    "vq-kd": 171_277_088,
+    "imagefolder": 171_326_272,
     "vitok-s-b": 128_753_696,
     "vitok-s-l": 426_500_768,
     "larp": 193_462_432,
@@ -63,7 +69,14 @@ PARAMETERS = {
     "video-lavit": 25_497_673,
 }
 # Millions that papers and repositories report for the whole tokenizer, its prior included.
-PUBLISHED = {"omnitokenizer-vq": 53.7, "bsq-vit": 173.6, "vitok-s-b": 129.1, "vitok-s-l": 427.0, "larp": 193.9}
+PUBLISHED = {
+    "beit-dvae": 97.6,
+    "omnitokenizer-vq": 53.7,
+    "bsq-vit": 173.6,
+    "vitok-s-b": 129.1,
+    "vitok-s-l": 427.0,
+    "larp": 193.9,
+}
 
 DISCRETE = [name for name, preset in TOKENIZER_PRESETS.items() if preset.tiny().build().spec.discrete]
 

@@ -249,6 +249,34 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, monkeypa
     torch.rand(7)  # whatever else happened to the global generator in between
     train_tokenizer(replace(broken, resume=True), tokenizer=tiny_tokenizer("vq", seed=5))
     assert_same_state(state_of(tmp_path / "whole", 6), state_of(tmp_path / "broken", 6))
+    assert_same_state(*(exported(tmp_path / name) for name in ("whole", "broken")))
+
+
+def exported(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of `model` and `best` of a run."""
+    kinds = ("model", "best")
+    files = {kind: load_file(folder / kind / "diffusion_pytorch_model.safetensors") for kind in kinds}
+    return {f"{kind} {name}": tensor for kind in kinds for name, tensor in files[kind].items()}
+
+
+def test_a_run_that_was_stopped_before_an_export_exports_when_it_is_resumed(tmp_path, monkeypatch):
+    whole = tiny_run(tmp_path / "whole", steps=6, checkpoint_every=3, validate_every=3)
+    train_tokenizer(whole, tokenizer=tiny_tokenizer())
+    broken = replace(whole, output_dir=tmp_path / "broken")
+    export, saved = TokenizerStep.export, []
+
+    def dies_at_the_last_step(self, folder):
+        saved.append(folder)
+        if CheckpointFolder(tmp_path / "broken" / "checkpoints", keep=9).steps()[-1] == 6:
+            raise Interrupted
+        export(self, folder)
+
+    monkeypatch.setattr(TokenizerStep, "export", dies_at_the_last_step)
+    with pytest.raises(Interrupted):
+        train_tokenizer(broken, tokenizer=tiny_tokenizer())
+    monkeypatch.undo()
+    train_tokenizer(replace(broken, resume=True), tokenizer=tiny_tokenizer())
+    assert_same_state(*(exported(tmp_path / name) for name in ("whole", "broken")))
 
 
 SCRIPT = """

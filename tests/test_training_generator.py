@@ -1,5 +1,8 @@
 """Generators train on any tokenizer, on encoded clips as on fresh ones, and come out as pipelines that load."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -230,6 +233,38 @@ def test_more_layers_begin_as_the_same_function_and_all_of_them_learn(family, bo
     assert all(weight.grad.abs().max() > 0 for weight in outputs)
     with pytest.raises(ValueError, match="its layers is 3"):
         take_weights(earlier, later, source="somewhere")
+
+
+RESTING = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+from test_training_generator import tiny_run, tiny_tokenizer
+from vidgen.pipelines.presets import PIPELINE_PRESETS
+from vidgen.training import train_generator
+for name, bottleneck in (("mm-dit", "kl"), ("maskvit", "fsq"), ("shapes-enat", "fsq")):
+    pipeline = PIPELINE_PRESETS[name].tiny().build(tiny_tokenizer(bottleneck), None)
+    run = tiny_run(Path(sys.argv[2]) / name, steps=4, checkpoint_every=4, validate_every=0)
+    train_generator(run, pipeline=pipeline)
+"""
+
+
+@pytest.mark.slow
+def test_generators_with_weights_that_rest_train_in_two_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(RESTING)
+    tests = Path(__file__).parent
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(tests), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_text_is_dropped_and_frames_are_known_for_their_shares_of_the_samples():

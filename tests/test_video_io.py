@@ -158,6 +158,13 @@ def test_variable_frame_rates_become_the_chosen_rate(tmp_path):
     assert levels[:9] == [0, 1, 2, 2, 2, 2, 2, 3, 4]
 
 
+def test_a_frame_that_claims_to_stay_for_years_is_not_repeated_for_years(tmp_path):
+    path = variable_rate_clip(tmp_path / "still.mkv", [0, 10**11])
+    assert sum(1 for _ in iter_frames(path)) == 2
+    with pytest.raises(VideoError, match="stay at most 3600 s, and one stays 100000000 s"):
+        next(iter_frames(path, fps=30))
+
+
 @pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuva420p", "bgra", "gray", "yuv444p", "rgb48le"])
 def test_alpha_deep_colour_and_gray_become_rgb(tmp_path, pixel_format):
     with av.open(str(tmp_path / "clip.mkv"), "w") as container:
@@ -290,11 +297,20 @@ def test_what_cannot_be_written_is_refused_before_anything_is_touched(tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("keep")
     cases = [("clip.xyz", scene(1), 8, "ends in"), ("clip.mp4", scene(1), 0, "fps"), ("a.gif", scene(1), 60, "GIF")]
     cases += [("clip.mp4", iter(()), 8, "at least one frame"), ("full", scene(1), 8, "empty folder")]
-    cases += [("clip.mp4", scene(1)[:2], 8, "3 t h w"), ("clip.mp4", [np.zeros((2, 2))], 8, "uint8 frames")]
+    cases += [("clip.mp4", scene(1)[:2], 8, "3 t h w"), ("clip.mp4", [np.zeros((2, 2))], 8, "expected frames")]
+    cases += [("clip.mp4", [np.full((2, 2, 3), 7.0)], 8, r"floats in \[0, 1\]")]
+    cases += [("full/mine.txt/a.mp4", scene(1), 8, "no folder")]
     for name, video, fps, message in cases:
         with pytest.raises(ValueError, match=message):
             write_video(tmp_path / name, video, fps=fps)
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "mine.txt"]
+
+
+def test_what_pipelines_give_can_be_written(tmp_path):
+    levels = to_frames(scene(3))
+    given = {"array": levels / np.float32(255), "images": [Image.fromarray(frame) for frame in levels], "bytes": levels}
+    for name, video in given.items():
+        assert np.array_equal(read_video(write_video(tmp_path / name, video, fps=8)).frames, levels), name
 
 
 def test_videos_are_found_at_any_depth_in_a_fixed_order_without_hidden_files(tmp_path):

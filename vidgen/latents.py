@@ -334,6 +334,7 @@ class Latents:
         header = {"size": json.dumps(self.size), "start": str(self.start), "spec": json.dumps(self.spec.to_json())}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         unfinished = Path(f"{path}.part")
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, unfinished, metadata={**self.metadata, **header})
         os.replace(unfinished, path)
 

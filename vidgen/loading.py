@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,13 @@ from vidgen.tokenizers.diffusers_autoencoder import (
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+OPTIONS = frozenset(  # those of diffusers, and the components of a pipeline
+    ("dtype", "torch_dtype", "variant", "revision", "cache_dir", "token", "local_files_only", "force_download")
+    + ("proxies", "use_safetensors", "low_cpu_mem_usage", "device_map", "max_memory", "offload_folder")
+    + ("offload_state_dict", "subfolder", "quantization_config", "disable_mmap")
+    + ("video_tokenizer", "text_encoder", "transformer", "scheduler")
+)
 DIFFUSERS = "diffusers:"  # before the folder or hub id of a public autoencoder
 
 
@@ -40,12 +48,14 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline | 
     Args:
         name_or_dir: a built-in name (`builtin_names`), a folder that `save_pretrained` wrote, or a hub id `owner/name`;
             or "diffusers:" and the folder or hub id of a video autoencoder of diffusers, or of a pipeline that has one.
-        kwargs: go to `from_pretrained`, e.g. `dtype`.
+        kwargs: go to `from_pretrained`: `dtype` (a torch type, or "fp32", "bf16", "fp16"), or a component that a
+            pipeline shall have in place of its own, such as `video_tokenizer`.
 
     Raises:
-        ValueError: no such model (the nearest names are listed), a folder that holds none of vidgen's, or weights
-            that are missing, damaged, not finite, or of another model.
+        ValueError: no such model (the nearest names are listed), a folder that holds none of vidgen's, weights
+            that are missing, damaged, not finite, or of another model, or an option that does not exist.
     """
+    kwargs = checked_options(kwargs)
     if str(name_or_dir).startswith(DIFFUSERS):
         return load_autoencoder(str(name_or_dir).removeprefix(DIFFUSERS), **kwargs)
     folder = PRETRAINED / str(name_or_dir)
@@ -53,6 +63,11 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline | 
         folder = Path(name_or_dir)
     if not folder.exists() and looks_like_hub_id(str(name_or_dir)):
         return load_from_hub(str(name_or_dir), **kwargs)
+    if not folder.exists() and str(name_or_dir) in {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **CASCADE_PRESETS}:
+        raise ValueError(
+            f"{name_or_dir} is a preset, which has no weights yet: train it (`vidgen train-tokenizer` or `vidgen "
+            f"train-generator`), or take fresh ones by vidgen.build({str(name_or_dir)!r})"
+        )
     if not folder.exists():
         raise ValueError(f"unknown model {str(name_or_dir)!r}; {suggestion(str(name_or_dir), builtin_names())}")
     if not is_model(folder):
@@ -60,6 +75,23 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline | 
             f"{folder} is not a model: expected a folder with model_index.json (pipeline) or config.json (tokenizer)"
         )
     return load_folder(folder, **kwargs)
+
+
+def checked_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `load`, their dtype as torch has it; ValueError for one that does not exist."""
+    if "device" in options:
+        raise ValueError(f"load takes no device; move what it gives: vidgen.load(…).to({options['device']!r})")
+    for name in options:
+        if name not in OPTIONS:
+            raise ValueError(f"load has no option {name!r}; {suggestion(name, sorted(OPTIONS))}")
+    checked = dict(options)
+    for name in ("dtype", "torch_dtype"):
+        dtype = checked.get(name)
+        if isinstance(dtype, str):
+            dtype = checked[name] = getattr(torch, DTYPES.get(dtype, dtype), dtype)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype is a torch type or one of {', '.join(DTYPES)}, got {dtype!r}")
+    return checked
 
 
 def load_folder(folder: Path, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
@@ -99,7 +131,8 @@ def load_cascade(folder: Path, **kwargs: Any) -> Cascade:
 
 def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
     precision = {name: kwargs[name] for name in ("dtype", "torch_dtype") if name in kwargs}
-    shared = {name: load(model, **precision) for name, model in shared_components(folder).items()}
+    described = shared_components(folder)
+    shared = {name: load(model, **precision) for name, model in described.items() if name not in kwargs}
     model = class_named(folder / "model_index.json", PIPELINES)
     own = {name: kind for name, kind in models_of_pipeline(folder).items() if name not in shared | kwargs}
     for name, kind in own.items():

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import importlib.metadata
 import io
 import os
 import sys
@@ -56,8 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [word for word in given if word != "--debug"]
     warnings.showwarning = _show_warning_in_one_line
     try:
-        if not given or given[0] in ("-h", "--help"):
+        if not given or given[0] in ("-h", "--help", "help"):
             print(overview())
+            return 0
+        if given[0] in ("-V", "--version", "version"):
+            print(f"vidgen {importlib.metadata.version('vidgen')}")
             return 0
         entry, rest = find(given)
         module = importlib.import_module(entry.module)

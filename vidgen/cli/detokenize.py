@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from vidgen.cli import one_line
+from vidgen.cli.generate import output_files
 from vidgen.cli.loading import Precision, load_identified_tokenizer
 
 if TYPE_CHECKING:
@@ -65,19 +66,20 @@ def run(command: Command) -> None:
             check_origin(latents, file, tokenizer=command.tokenizer, weights=weights)
             rate = frame_rate(latents, file) if command.fps is None else command.fps
             below = file.relative_to(command.tokens) if command.tokens.is_dir() else Path(file.name)
-            path = command.output / below.with_name(video_name(file, command.format))
-            with torch.inference_mode():
-                write_video(path, decoded(tokenizer, [latents]), fps=rate)
+            paths = output_files(command.output / below.with_name(video_name(file, command.format)), len(latents))
+            for number, path in enumerate(paths):
+                with torch.inference_mode():
+                    write_video(path, decoded(tokenizer, [latents[number : number + 1]]), fps=rate)
         except ValueError as error:
             refused += 1
             print(f"vidgen: {one_line(error)}", file=sys.stderr)
             continue
         frames, height, width = latents.size
-        print(f"{path}: {frames} frames of {width}x{height} at {rate:g} frames/s")
+        for path in paths:
+            print(f"{path}: {frames} frames of {width}x{height} at {rate:g} frames/s")
     if refused:
-        raise ValueError(
-            f"{refused} of {len(files)} files could not be decoded (named above); the others are in {command.output}"
-        )
+        others = f"; the others are in {command.output}" if refused < len(files) else ""
+        raise ValueError(f"{refused} of {len(files)} files could not be decoded (named above){others}")
 
 
 def token_files(root: Path) -> list[Path]:

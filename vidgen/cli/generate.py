@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from vidgen.pipelines.base import VideoPipeline
+
 SIZE = {"num_frames": 17, "height": 64, "width": 64}  # of a model that says nothing about its own
 
 
@@ -100,7 +102,11 @@ def run(command: Command) -> None:
     from einops import rearrange
 
     from vidgen.data import read_video, to_tensor, write_video
+    from vidgen.data.write import check_writable
 
+    paths = output_files(command.output, command.num_videos)
+    for path in paths:
+        check_writable(path, fps=command.fps)
     given = None
     if command.start is not None or command.edit is not None:
         path, most = (command.start, command.start_frames) if command.edit is None else (command.edit, None)
@@ -123,16 +129,35 @@ def run(command: Command) -> None:
         assert given is not None
         call["strength"] = 0.6 if command.strength is None else command.strength
         size = dict(zip(SIZE, given.shape[1:], strict=True))
-    paths = output_files(command.output, command.num_videos)
     if size["num_frames"] > window and command.edit is None:
+        if command.latents is not None:
+            raise ValueError(
+                f"--latents holds the tokens of one window, and {size['num_frames']} frames take several of {window}; "
+                f"leave --latents out or make them at once: --window {size['num_frames']}"
+            )
         long = {**size, **call, "window_frames": window, "overlap_frames": command.overlap}
         videos: Any = (streamed(pipeline.extend_stream(prompt, **long)) for _ in paths)
     else:
         made = pipeline(prompt, **size, **call, num_videos_per_prompt=len(paths), output_type="pt").frames
         videos = (rearrange(video, "t c h w -> c t h w") * 2 - 1 for video in made)
+    if command.latents is not None:
+        describe_latents(command, pipeline)
     for path, video in zip(paths, videos, strict=True):
         write_video(path, video, fps=command.fps)
         print(f"wrote {path} ({size['num_frames']} frames of {size['width']}x{size['height']})")
+
+
+def describe_latents(command: Command, pipeline: "VideoPipeline") -> None:
+    """Say in the file of --latents what `vidgen detokenize` wants to know of it."""
+    from vidgen.latents import Latents
+    from vidgen.nn.fingerprint import weights_sha256
+
+    assert command.latents is not None
+    latents = Latents.load(command.latents)
+    latents.metadata.update(fps=f"{command.fps:g}", tokenizer=f"the tokenizer of {command.model}")
+    if command.precision == "fp32":  # the hash is one of float32 weights
+        latents.metadata.update(weights_sha256=weights_sha256(pipeline.video_tokenizer))
+    latents.save(command.latents)
 
 
 def streamed(chunks: "Iterator[torch.Tensor]") -> "Iterator[np.ndarray]":

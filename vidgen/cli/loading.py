@@ -44,7 +44,9 @@ def load_identified_tokenizer(name: str, *, device: str, precision: Precision) -
 
     tokenizer = load_tokenizer(name, device="cpu", precision="fp32")
     identity = weights_sha256(tokenizer)
-    return tokenizer.to(pick_device(device), torch_dtype(precision)), identity  # pyright: ignore[reportArgumentType]
+    if precision != "fp32":  # diffusers warns of a cast, even of one to what a model is already
+        tokenizer = tokenizer.to(dtype=torch_dtype(precision))
+    return tokenizer.to(pick_device(device)), identity  # pyright: ignore[reportArgumentType]
 
 
 def load_pipeline(name: str, *, device: str, precision: Precision) -> Any:

@@ -39,8 +39,8 @@ class VideoFolder(Dataset):
 
     Each item is `{"video": float32 3 t h w in [-1, 1], "caption": str, "id": str}`, with class folders also
     `"class_label": int`. A clip covers `num_frames` frames of one video from a random time, scaled to cover
-    `height` × `width` and cropped at the centre, or with `zoom` from a random place. When the file turns out to end before its header says, its last frames
-    are taken.
+    `height` × `width` and cropped at the centre, or with `zoom` at a random place. When the file turns out to end
+    before its header says, its last frames are taken.
 
     Args:
         fps: frames per second that every video is resampled to; None takes the frames as they are.

@@ -22,6 +22,7 @@ VIDEO_SUFFIXES = frozenset(
 MAX_BYTES = 8 * 2**30
 # Without these flags, swscale's fast route darkens colours by up to 3 levels of 255. Its slices in threads overwrite
 # the ends of each other's rows at widths such as 22, so every call asks for one thread.
+LONGEST_STILL = 3600.0  # seconds that resampling repeats a frame for
 EXACT_COLOUR = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
@@ -81,12 +82,26 @@ def iter_frames(
     if size is not None and min(size) < 1:
         raise ValueError(f"size is (height, width), each at least 1; got {size}")
     info, frames = open_video(path, start=start, strict=strict, max_pixels=max_pixels)
+    chosen = choose_frames(frames, info, fps=fps, start=start, stride=stride, max_frames=max_frames)
+    return _convert(chosen, path=path, size=size)
+
+
+def choose_frames(
+    frames: Iterator[TimedFrame],
+    info: VideoInfo,
+    *,
+    fps: float | None = None,
+    start: float = 0.0,
+    stride: int = 1,
+    max_frames: int | None = None,
+) -> Iterator[TimedFrame]:
+    """Which of the frames that `open_video` gives `iter_frames` yields, some of them several times."""
     if fps is not None:
         frames = _resample(frames, fps=fps, start=start, slack=0.25 * min(1 / fps, 1 / info.fps))
     elif start > 0:
         frames = (frame for frame in frames if frame.time > start - 0.25 / info.fps)
     stop = None if max_frames is None else stride * (max_frames - 1) + 1
-    return _convert(islice(frames, 0, stop, stride), path=path, size=size)
+    return islice(frames, 0, stop, stride)
 
 
 def read_video(
@@ -171,16 +186,33 @@ def find_videos(root: str | Path) -> list[Path]:
 
 
 def _resample(frames: Iterator[TimedFrame], *, fps: float, start: float, slack: float) -> Iterator[TimedFrame]:
-    """At each tick `start + k / fps` the latest frame that has begun; `slack` absorbs rounded times."""
+    """At each tick `start + k / fps` the latest frame that has begun; `slack` absorbs rounded times.
+
+    Raises:
+        VideoError: a frame that stays longer than `LONGEST_STILL`, which a few bytes can claim.
+    """
     shown, tick = None, 0
     for frame in frames:
+        if shown is not None:
+            check_still(frame.time - shown.time)
         while shown is not None and start + tick / fps < frame.time - slack:
             yield shown
             tick += 1
         shown = frame
+    if shown is not None:
+        check_still(shown.duration)
     while shown is not None and start + tick / fps < shown.time + shown.duration - slack:
         yield shown
         tick += 1
+
+
+def check_still(seconds: float) -> None:
+    """VideoError for a frame that is on screen for too long to be repeated."""
+    if seconds > LONGEST_STILL:
+        raise VideoError(
+            f"expected frames that stay at most {LONGEST_STILL:.0f} s, and one stays {seconds:.0f} s; the file is "
+            "damaged, or has to be read at its own rate (no fps)"
+        )
 
 
 def _convert(frames: Iterator[TimedFrame], *, path: str | Path, size: tuple[int, int] | None) -> Iterator[np.ndarray]:

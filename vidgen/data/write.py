@@ -1,5 +1,6 @@
 """Writes videos: mp4, webm, GIF and folders of PNGs; from tensors or from a stream of frames, whole or not at all."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ _QUALITY = {
 _MAX_GIF_FPS = 50  # delays are whole hundredths of a second, and viewers slow a delay of one down to ten
 
 
-def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray], *, fps: float) -> Path:
+def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray | Image.Image], *, fps: float) -> Path:
     """Write a video; the suffix of the path says how, and no suffix means a folder of PNGs.
 
     mp4 is h264 and webm is vp9, near lossless for the eye, BT.709; sizes are kept exactly (an odd side makes the mp4
@@ -35,7 +36,8 @@ def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray], *, fps: 
     its name when it is complete; an existing file is replaced, an existing folder with content is refused.
 
     Args:
-        video: float `3 t h w` in [-1, 1] (clipped), or uint8 frames `h w 3`, one at a time in flat memory.
+        video: float `3 t h w` in [-1, 1] (clipped); or frames, one at a time in flat memory: uint8 `h w 3`, floats in
+            [0, 1] (diffusers' "np"), or PIL images ("pil").
         fps: frames per second.
 
     Returns:
@@ -44,16 +46,8 @@ def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray], *, fps: 
     Raises:
         ValueError: unknown suffix, fps out of range, no frames, frames of another shape, a folder in the way.
     """
-    path = Path(path)
-    if path.suffix.lower() not in {*_FORMATS, ""}:
-        raise ValueError(
-            f"cannot write {path.name}: choose a name that ends in {', '.join(_FORMATS)}, or no suffix for PNGs"
-        )
-    if not 0 < fps <= 1000 or (path.suffix.lower() == ".gif" and fps > _MAX_GIF_FPS):
-        raise ValueError(f"fps must be above 0 and at most 1000 ({_MAX_GIF_FPS} for a GIF); got {fps}")
-    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not an empty folder; choose another name or remove it")
-    frames = _checked(iter(to_frames(video)) if isinstance(video, Tensor) else iter(video))
+    path = check_writable(path, fps=fps)
+    frames = _checked(iter(to_frames(video)) if isinstance(video, Tensor) else map(_levels, video))
     first = next(frames, None)
     if first is None:
         raise ValueError(f"expected at least one frame to write to {path}; got none")
@@ -71,12 +65,39 @@ def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray], *, fps: 
     return path
 
 
+def check_writable(path: str | Path, *, fps: float) -> Path:
+    """The path, if `write_video` could write to it; ValueError as there, before any frame is made."""
+    path = Path(path)
+    if path.suffix.lower() not in {*_FORMATS, ""}:
+        raise ValueError(
+            f"cannot write {path.name}: choose a name that ends in {', '.join(_FORMATS)}, or no suffix for PNGs"
+        )
+    if not 0 < fps <= 1000 or (path.suffix.lower() == ".gif" and fps > _MAX_GIF_FPS):
+        raise ValueError(f"fps must be above 0 and at most 1000 ({_MAX_GIF_FPS} for a GIF); got {fps}")
+    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder; choose another name or remove it")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"cannot write {path}: {above} is no folder that may be written to; choose another place")
+    return path
+
+
+def _levels(frame: np.ndarray | Image.Image) -> np.ndarray:
+    """A frame as uint8 `h w 3`; what is neither an image nor floats in [0, 1] stays as it is."""
+    if isinstance(frame, Image.Image):
+        return np.asarray(frame.convert("RGB"))
+    if np.issubdtype(frame.dtype, np.floating) and 0 <= frame.min() <= frame.max() <= 1:
+        return (frame * 255).round().astype(np.uint8)
+    return frame
+
+
 def _checked(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     shape = None
     for number, frame in enumerate(frames):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or shape not in (None, frame.shape):
             raise ValueError(
-                f"expected uint8 frames {shape or '(h, w, 3)'}; frame {number} is {frame.dtype} {frame.shape}"
+                f"expected frames {shape or '(h, w, 3)'}, uint8 or floats in [0, 1]; frame {number} is {frame.dtype} "
+                f"{frame.shape}"
             )
         shape = frame.shape
         yield frame

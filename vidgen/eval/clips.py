@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vidgen.data import VideoError, VideoInfo, find_videos, iter_frames, to_tensor
 from vidgen.data.decode import image_files, open_video
+from vidgen.data.video import choose_frames
 from vidgen.eval.protocol import ClipRule, Preprocess, ReconstructionProtocol
 from vidgen.eval.ranks import gathered, share
 
@@ -165,15 +166,11 @@ def _checked(name: str, path: Path, protocol: ReconstructionProtocol) -> Checked
     try:
         info, pictures = open_video(path, strict=True)
         frames, shape = 0, None
-        for number, picture in enumerate(pictures):
-            taken = number // rule.stride if rule.fps is None else int(picture.time * rule.fps / rule.stride)
-            if most is not None and taken >= most:
-                frames = most
-                break
+        for picture in choose_frames(pictures, info, fps=rule.fps, stride=rule.stride, max_frames=most):
+            frames += 1
             if not protocol.preprocess.resizes and shape not in (None, (picture.picture.height, picture.picture.width)):
                 return Exclusion(name, "its frames change size on the way; choose a protocol that resizes")
             shape = picture.picture.height, picture.picture.width
-            frames = taken + 1
     except VideoError as error:
         return Exclusion(name, str(error))
     if rule.frames is not None and frames < rule.frames:

@@ -1,6 +1,7 @@
 """What the three pipelines share: components, sizes, noise, decoding. Each has its own step loop."""
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,7 +134,7 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
             num_frames=size[0],
         )
         for name, extent in zip(("num_frames", "height", "width"), size, strict=True):
-            if not isinstance(extent, int) or extent < 1:
+            if not isinstance(extent, Integral) or extent < 1:
                 raise ValueError(f"{name} must be an int of at least 1, got {extent!r}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
@@ -146,6 +147,12 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
             )
         if mask is not None and video is None:
             raise ValueError("mask says which pixels of video are known; give the video as well")
+        for one in generator if isinstance(generator, list) else [generator]:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise ValueError(
+                    f"generator is a torch.Generator or a list of them, got {one!r}; a seed becomes one by "
+                    "torch.Generator().manual_seed(seed)"
+                )
         if isinstance(generator, list) and len(generator) != prompts * num_videos_per_prompt:
             raise ValueError(
                 f"expected one generator for each of {prompts * num_videos_per_prompt} videos, got {len(generator)}; "
@@ -158,7 +165,8 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
         self, generator: torch.Generator | list[torch.Generator] | None, count: int
     ) -> list[torch.Generator]:
         """One generator per video. The i-th video of a call has the same noise however many videos the call makes."""
-        sources = generator if isinstance(generator, list) else [generator or torch.default_generator] * count
+        source = torch.default_generator if generator is None else generator
+        sources = source if isinstance(source, list) else [source] * count
         return seeded([draw_seed(source) for source in sources])
 
     def unknown_tokens(self, condition: Condition, batch: int, size: VideoSize) -> Tensor:

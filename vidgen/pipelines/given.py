@@ -26,12 +26,19 @@ class GivenVideo:
     _execution_device: torch.device
 
     def prepare_known(
-        self, video: VideoInput | None, mask: Tensor | None, size: VideoSize, count: int, *, of_task: bool = False
+        self,
+        video: VideoInput | None,
+        mask: Tensor | None,
+        size: VideoSize,
+        count: int,
+        *,
+        of_task: bool = False,
+        whole: bool = False,
     ) -> tuple[Tensor, Tensor] | None:
         """The known pixels of all frames, `b 3 t h w` in [-1, 1], and where they are, bool `b 1 t h w`.
 
-        A video without a mask is known whole: given fewer frames than asked for, it is continued. The mask `of_task`
-        may say that nothing is known; one that a person gives may not.
+        A video without a mask is known whole: given fewer frames than asked for, it is continued, and there have to be
+        fewer unless `whole`. The mask `of_task` may say that nothing is known; one that a person gives may not.
         """
         if video is None:
             return None
@@ -39,11 +46,18 @@ class GivenVideo:
         if pixels.shape[2] > size[0] or pixels.shape[3:] != size[1:]:
             raise ValueError(
                 f"the known video has {tuple(pixels.shape[2:])} (frames, height, width), which does not fit into "
-                f"{size}; resize it or ask for another size"
+                f"{size}; resize it or ask for another size (more frames than the model makes at once: extend)"
             )
         if count % pixels.shape[0]:
             raise ValueError(f"{pixels.shape[0]} known videos do not fit {count} videos to make; give one or one each")
+        if mask is None and not whole and pixels.shape[2] == size[0]:
+            raise ValueError(
+                f"all {size[0]} frames of the video are known, so nothing is left to make; to go on after it ask for "
+                "more num_frames (or call extend), to change it give a strength or a mask"
+            )
         shape = (pixels.shape[0], 1, *pixels.shape[2:])
+        if mask is not None and not isinstance(mask, Tensor):
+            mask = torch.as_tensor(np.asarray(mask))
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
             raise ValueError(
                 "a mask is true or 1 where pixels are known, false or 0 where they are to be made; this one has values "
@@ -68,7 +82,7 @@ class GivenVideo:
 
     def encode_whole(self, video: VideoInput, size: VideoSize, count: int) -> Latents:
         """Latents of a video of exactly `size`, for each of `count` videos to make."""
-        known = self.prepare_known(video, None, size, count)
+        known = self.prepare_known(video, None, size, count, whole=True)
         assert known is not None
         pixels, where = known
         if not where.all():

@@ -1,5 +1,7 @@
 """What a pipeline is told in words: prompts, class labels or embeddings, their checks, and the states they become."""
 
+import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -73,6 +75,8 @@ class PromptedVideo:
         one_sided = self.transformer.config.text_dropped == 0 and not has_negative
         if scale is None:
             return 1.0 if one_sided else self.default("guidance_scale", None, otherwise)
+        if not isinstance(scale, Real) or not 0 <= scale < math.inf:
+            raise ValueError(f"guidance_scale must be a number of at least 0, 1 for no guidance, got {scale!r}")
         if scale > 1 and one_sided:
             raise ValueError(
                 f"guidance of {scale:g} steers away from no text, and this model was trained with text alone "

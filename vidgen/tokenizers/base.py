@@ -13,6 +13,7 @@ from vidgen.latents import Latents, LatentSpec, VideoSize
 from vidgen.nn.random import Generators
 from vidgen.tokenizers.losses import absolute_error, squared_error
 
+FAR = 4.0  # pixels beyond are no overshoot of a video in [-1, 1]
 PixelTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Original and reconstruction -> weighted pixel errors: what a tokenizer takes when nobody says otherwise."""
 
@@ -128,6 +129,13 @@ def check_video(video: Tensor) -> None:
         raise ValueError(f"expected a video of shape b 3 t h w with at least one frame, got {tuple(video.shape)}")
     if not video.is_floating_point():
         raise ValueError(f"expected a video of floats in [-1, 1], got {video.dtype}; divide bytes by 127.5, subtract 1")
+    if video.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+        low, high = video.aminmax()
+        if not (low >= -FAR and high <= FAR):  # NaN is neither
+            raise ValueError(
+                f"expected a video of floats in [-1, 1], got {low.item():g} to {high.item():g}; divide 0…255 by 127.5 "
+                "and subtract 1, and look for NaN where it comes from"
+            )
 
 
 def reconstruction_losses(

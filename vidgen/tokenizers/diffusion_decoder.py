@@ -197,8 +197,8 @@ class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
         if self.freeze_encoder:
             if critic is not None:
                 raise ValueError(
-                    "perceptual, adversarial and other pixel terms judge the wrapped decoder, and freeze_encoder keeps it "
-                    "as it is; set freeze_encoder to False or leave these terms out (pixel_loss own, their weights 0)"
+                    "perceptual, adversarial and other pixel terms judge the wrapped decoder, and freeze_encoder keeps "
+                    "it as it is; set freeze_encoder to False or leave these terms out (pixel_loss own, weights 0)"
                 )
             losses, coarse = {}, self.encoder.decode(self.encoder.encode(video))
         else:

@@ -129,8 +129,12 @@ class LeCam(nn.Module):
         """Logits of real and fake patches -> the term; the averages move along."""
         real, fake = real.float().mean(), fake.float().mean()
         term = F.relu(real - self.fake).square() + F.relu(self.real - fake).square()
-        self.real.lerp_(real.detach(), 1 - self.decay)
-        self.fake.lerp_(fake.detach(), 1 - self.decay)
+        verdicts = torch.stack([real.detach(), fake.detach()])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # all processes judge equal shares
+            torch.distributed.all_reduce(verdicts)
+            verdicts /= torch.distributed.get_world_size()
+        self.real.lerp_(verdicts[0], 1 - self.decay)
+        self.fake.lerp_(verdicts[1], 1 - self.decay)
         return term
 
 

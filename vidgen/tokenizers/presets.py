@@ -58,8 +58,8 @@ BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "
 REAL = {"stride": (4, 8, 8), "patch": 4, "widths": (96, 192, 248), "depth": 1, "decoder_depth": 2}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
 # Pixel terms are means here and KL is a mean over tokens. VidTok and VidTwin sum pixels over a frame, and they and
-# OmniTokenizer sum KL over a clip: their weights are converted at 17×128×128 (VidTwin: 16×224×224) pixels, KL 1e-6 (VidTwin:
-# 1e-3) times tokens a clip, all of VidTok's and VidTwin's over the numbers of a frame.
+# OmniTokenizer sum KL over a clip: their weights are converted at 17×128×128 (VidTwin: 16×224×224) pixels, KL 1e-6
+# (VidTwin: 1e-3) times tokens a clip, all of VidTok's and VidTwin's over the numbers of a frame.
 VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 2, "decoder_depth": 3}
 COSMOS = {"front": "haar", "patch": 4, "patch_frames": 4, "depth": 2, "decoder_depth": 3}
 EPSILON = {
@@ -68,9 +68,34 @@ EPSILON = {
     "bottleneck_options": {"channels": 8, "weight": 1e-6},
     **BASE,
 }
+# Whole clips in few tokens for a denoiser: Divot's transformer (4 layers) and resampler (6) on the frames of two
+# seconds, and the encoder of Semanticist-L ("Principal Components"). Their denoisers are of public latents, not ours.
+DIVOT = {
+    "_class_name": "HolisticTokenizer",
+    "bottleneck_type": "ae",
+    "bottleneck_options": {"channels": 256},
+    "queries": 64,
+    "stride": (1, 16, 16),
+    "train_size": (5, 256, 256),
+    "width": 1024,
+    "heads": 16,
+    "layers": 10,
+    "prior_weight": 0.0,
+}
+SEMANTICIST = {
+    "_class_name": "HolisticTokenizer",
+    "bottleneck_type": "ae",
+    "bottleneck_options": {"channels": 16},
+    "queries": 256,
+    "stride": (4, 16, 16),
+    "train_size": (16, 256, 256),
+    "tail_drop": True,
+    "prior_weight": 0.0,
+}
 
 TINY_FACTORISED = {"width": 16, "heads": 2, "windows": (0, 2), "time_layers": 1, "past": 3, "block_frames": 8}
 TINY_TUBELET = {"encoder": (16, 1, 2), "decoder": (24, 2, 2)}
+TINY_FRAMES = {"width": 16, "heads": 2, "layers": 1, "past": 3}
 TINY_HOLISTIC = {
     "train_size": (8, 16, 16),
     "width": 16,
@@ -224,6 +249,32 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         depth=4,
         decoder_depth=4,
     ),
+    # As many weights as DALL·E's encoder and decoder; the codes are shorter, so that the twin has all of them.
+    "beit-dvae": TokenizerPreset(
+        about="8,192 codes at 1×8×8, drawn by Gumbel noise in training (DALL·E's dVAE, BEiT's targets)",
+        model=CausalConvTokenizer,
+        config={
+            "bottleneck_type": "gumbel",
+            "bottleneck_options": {"codes": 8192, "channels": 16},
+            "stride": (1, 8, 8),
+            "patch": 1,
+            "widths": (256, 512, 512, 1024),
+            "depth": 2,
+            "decoder_depth": 2,
+        },
+        small={"widths": (4, 4, 4, 4), "depth": 1, "decoder_depth": 1},
+    ),
+    "motionaura-tokenizer": causal_conv(  # widths and depths of its code, which has no codebook to read the size from
+        "8,192 codes at 4×8×8, train with --frame-masking 0.25 (MotionAura's 3D-MBQ-VAE, its kind)",
+        bottleneck_type="vq",
+        bottleneck_options={"codes": 8192, "channels": 16},
+        small_widths=4,
+        stride=(4, 8, 8),
+        patch=1,
+        widths=(128, 256, 256, 512),
+        depth=3,
+        decoder_depth=3,
+    ),
     "vidtok-kl": causal_conv(
         "4 real channels at 4×8×8 from full-resolution convolutions (VidTok's widths)",
         bottleneck_type="kl",
@@ -274,6 +325,18 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
             "depth": 1,
         },
     ),
+    "divot-tokenizer": TokenizerPreset(
+        about="64 tokens of 256 real channels a clip, decoded by flow matching (Divot's kind)",
+        model=DiffusionDecoderTokenizer,
+        config={"encoder_config": DIVOT},
+        small={"encoder_config": {**DIVOT, **TINY_HOLISTIC}, "width": 16, "depth": 1},
+    ),
+    "semanticist": TokenizerPreset(
+        about="256 tokens of 16 real channels a clip, any prefix of which flow matching decodes (Semanticist-L's kind)",
+        model=DiffusionDecoderTokenizer,
+        config={"encoder_config": SEMANTICIST},
+        small={"encoder_config": {**SEMANTICIST, **TINY_HOLISTIC}, "width": 16, "depth": 1},
+    ),
     "omnitokenizer-vq": TokenizerPreset(
         about="8,192 codes at 4×8×8, attention in space and causal in time (OmniTokenizer)",
         model=FactorisedViTTokenizer,
@@ -308,6 +371,28 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         model=FrameCausalViTTokenizer,
         config={"bottleneck_type": "bsq", "bottleneck_options": {"bits": 36, "groups": 2}},
         small={"width": 32, "heads": 2, "layers": 2, "past": 3, "block_frames": 4},
+    ),
+    "vq-kd": TokenizerPreset(
+        about="8,192 codes at 1×16×16 for a teacher's features: --pixel-loss l1 --pixel-weight 0 "
+        "--distillation-weight 1 (VQ-KD, BEiT v2, E-ViLM)",
+        model=FrameCausalViTTokenizer,
+        config={
+            "bottleneck_type": "vq",
+            "bottleneck_options": {"codes": 8192, "channels": 32, "kmeans_steps": 10},
+            "stride": (1, 16, 16),
+        },
+        small=TINY_FRAMES,
+    ),
+    "imagefolder": TokenizerPreset(
+        about="2 ids of 4,096 codes at 1×16×16, the first for a teacher's features: --distillation-weight 0.1 "
+        "--distillation-channels 32 (ImageFolder, at one scale)",
+        model=FrameCausalViTTokenizer,
+        config={
+            "bottleneck_type": "product",
+            "bottleneck_options": {"inner": "vq", "options": {"codes": 4096, "channels": 32}, "count": 2},
+            "stride": (1, 16, 16),
+        },
+        small=TINY_FRAMES,
     ),
     "vitok-s-b": TokenizerPreset(
         about="16 real channels at 4×8×8, small encoder, base decoder, whole clips (ViTok S-B/4x8)",

@@ -44,8 +44,8 @@ class TokenizerStep(TrainingStep):
         super().__init__()
         if frame_masking > 0 and isinstance(tokenizer, DiffusionDecoderTokenizer):
             raise ValueError(
-                "a diffusion decoder learns to denoise the clip that the tokenizer sees, grey frames too; set frame_masking "
-                "to 0, or train the wrapped tokenizer with it first"
+                "a diffusion decoder learns to denoise the clip that the tokenizer sees, grey frames too; set "
+                "frame_masking to 0, or train the wrapped tokenizer with it first"
             )
         self.tokenizer = tokenizer
         self.critic, self.curriculum = critic, curriculum

@@ -1,5 +1,6 @@
 """`train_generator`: from a `GeneratorRun` to a trained pipeline on disk."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
+from vidgen.data import digits, shapes
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.training.clips import collate, training_clips, validation_clips
 from vidgen.training.config import GeneratorRun
@@ -31,10 +33,8 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         ValueError: what the user can mend, in one line: unknown preset or tokenizer, unusable data, a run folder that
             is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
-    nothing_known = run.known_frames == 0 and not run.tasks
-    accelerator = build_accelerator(
-        run, finds_unused_parameters=nothing_known
-    )  # then the known ones' embedding is idle
+    # Some weights rest: the text's last ones of MM-DiT, actions that nobody gives, known tokens where none are.
+    accelerator = build_accelerator(run, finds_unused_parameters=True)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if pipeline is None:
         if max(run.lora_rank, run.control_layers) > 0 and run.init_from is None:
@@ -80,19 +80,33 @@ def cached(
 ) -> EncodedClips:
     """A part of the data, encoded by one process and read by all."""
     frozen_text = None if pipeline.text_encoder.trained_jointly else pipeline.text_encoder
-    facts: dict[str, Any] = {"data": asdict(run.data), "part": part, "count": count, "files": files_of(run)}
+    facts: dict[str, Any] = {
+        "data": asdict(run.data),
+        "part": part,
+        "count": count,
+        "files": files_of(run),
+        "code": code_of(run),
+    }
     key = cache_key(pipeline.video_tokenizer, frozen_text, clips=facts)
     folder = run.cache_dir or run.output_dir / "cache"
     say: Callable[[str], None] = accelerator.print
-    with accelerator.main_process_first():
-        return encoded_clips(
-            folder, clips, count=count, key=key, tokenizer=pipeline.video_tokenizer, text_encoder=frozen_text, say=say
-        )
+    # One process encodes and the others wait for its lock, which has no limit as collectives have.
+    return encoded_clips(
+        folder, clips, count=count, key=key, tokenizer=pipeline.video_tokenizer, text_encoder=frozen_text, say=say
+    )
 
 
 def files_of(run: GeneratorRun) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a folder's files, so that a changed folder is encoded again."""
-    if run.data.is_world:
-        return []
-    paths = sorted(path for path in Path(run.data.source).rglob("*") if path.is_file())
+    """Names, sizes and times of the files that clips come from, so that changed ones are encoded again."""
+    folders = [] if run.data.is_world else [Path(run.data.source)]
+    folders += [] if run.data.digits_dir is None else [run.data.digits_dir]
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def code_of(run: GeneratorRun) -> str:
+    """Hash of the code that draws a built-in world's clips."""
+    digest = hashlib.sha256()
+    for world in (shapes, digits) if run.data.is_world else ():
+        digest.update(Path(world.__file__).read_bytes())
+    return digest.hexdigest()

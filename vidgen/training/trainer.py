@@ -193,7 +193,7 @@ class Trainer:
     def _train_opponent(
         self, step: int, judged: list[tuple[Tensor, Tensor]], totals: dict[str, Tensor], seen: list[str]
     ) -> None:
-        """One step on the pairs of all micro-batches, after the model's: a loss scaler serves one optimiser at a time."""
+        """One step on the pairs of all micro-batches, after the model's: a loss scaler serves one step at a time."""
         assert self.opponent is not None
         for micro, (real, fake) in enumerate(judged):
             self._seed_library_noise(step, len(judged) + micro)
@@ -273,10 +273,11 @@ class Trainer:
             yield self._on_device(batch)
 
     def _validation_batches(self, share: int) -> Iterator[tuple[range, Batch]]:
+        """Every nth batch of `share` clips, for n processes, with its positions in the split."""
         assert self.validation is not None
         count = len(self.validation)  # pyright: ignore[reportArgumentType]
-        for first in range(0, count, share):
-            positions = range(first, min(first + share, count))
+        for number in range(self.accelerator.process_index, math.ceil(count / share), self.accelerator.num_processes):
+            positions = range(number * share, min((number + 1) * share, count))
             batch = self._on_device(self.collate([self.validation[position] for position in positions]))
             yield positions, {**batch, "step": 0}
 
@@ -295,15 +296,13 @@ class Trainer:
         """Mean loss of the averaged weights over the validation split, each process taking every nth batch."""
         if self.validation is None:
             return None
-        share = max(1, self.run.batch_size // (self.run.accumulation * self.accelerator.num_processes))
+        share = max(1, self.run.batch_size // self.run.accumulation)  # the same batches for any number of processes
         sums: dict[str, Tensor] = {}
         count = 0
         self.bare.eval()
         with self.average.swapped_in(), torch.no_grad(), self.accelerator.autocast():
-            for number, (positions, batch) in enumerate(self._validation_batches(share)):
-                if number % self.accelerator.num_processes != self.accelerator.process_index:
-                    continue
-                torch.manual_seed(seed_of(self.run.seed, GLOBAL, number))
+            for positions, batch in self._validation_batches(share):
+                torch.manual_seed(seed_of(self.run.seed, GLOBAL, positions.start))
                 terms = self.bare.evaluate(batch, noise_generators(self.run.seed, 0, positions=positions))
                 add_terms(sums, terms, share=len(positions))
                 count += len(positions)
@@ -370,6 +369,7 @@ class Trainer:
         best = self.checkpoints.best()
         if best is not None:
             self.best = self.checkpoints.header(best)["validation"]
+        self._export(best=best == saved[-1])  # the run may have been stopped between its checkpoint and this
         return saved[-1]
 
     def _save(self, done: int, score: float | None, *, best: bool) -> None:
@@ -390,6 +390,11 @@ class Trainer:
                     header={"validation": score},
                 )
             )
+        self._export(best=best)
+
+    def _export(self, *, best: bool) -> None:
+        """The averaged weights as `model`, and as `best` where they are."""
+        if self.accelerator.is_main_process:
             self.bare.eval()
             with self.average.swapped_in():
                 self.bare.export(self.run.output_dir / "model")
@@ -415,6 +420,14 @@ def changed_field(before: Run, run: Run) -> str | None:
             return name
     for name in FIXED_PRESENCE:
         if (getattr(before, name, 0) > 0) != (getattr(run, name, 0) > 0):
+            return name
+    for name in ("optimiser", "discriminator_optimiser"):
+        of_states = [
+            (config.algorithm, config.betas, config.weight_decay)
+            for config in (getattr(before, name, None), getattr(run, name, None))
+            if config is not None
+        ]
+        if len(set(of_states)) > 1:
             return name
     return "precision" if (before.precision == "fp16") != (run.precision == "fp16") else None
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidgen.kernels.ops.triton.settings import launch, rows_per_tile, warps_for
 
+# A grid has one axis: the others end at 65,535, and windows make more heads than that.
 # Programs that share a head in the backward pass; each leaves one partial sum of the weight's gradient.
 PROGRAMS_PER_HEAD = 64
 
@@ -33,8 +34,9 @@ def forward_kernel(
     ROWS: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(out_tokens, ROWS)
+    row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
     channel = tl.arange(0, HALF_PADDED)
     if ORDERED:
         source = tl.load(order + row, mask=row < out_tokens, other=-1).to(tl.int32)
@@ -76,20 +78,21 @@ def backward_kernel(
     heads,
     tokens,
     out_tokens,
+    programs,
     eps,
     HALF: tl.constexpr,
     HALF_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     ORDERED: tl.constexpr,
 ):
-    head = tl.program_id(1).to(tl.int64)
+    head = (tl.program_id(0) // programs).to(tl.int64)
     channel = tl.arange(0, HALF_PADDED)
     start = x + (head // heads) * stride_batch + (head % heads) * stride_head
     weight_first = tl.load(weight + channel, mask=channel < HALF, other=0.0).to(tl.float32)[None, :]
     weight_second = tl.load(weight + HALF + channel, mask=channel < HALF, other=0.0).to(tl.float32)[None, :]
     sum_first = tl.zeros([HALF_PADDED], dtype=tl.float32)
     sum_second = tl.zeros([HALF_PADDED], dtype=tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(out_tokens, ROWS), tl.num_programs(0)):
+    for tile in range(tl.program_id(0) % programs, tl.cdiv(out_tokens, ROWS), programs):
         row = tile * ROWS + tl.arange(0, ROWS)
         if ORDERED:
             source = tl.load(order + row, mask=row < out_tokens, other=-1).to(tl.int32)
@@ -119,7 +122,7 @@ def backward_kernel(
         target = grad_x + (head * tokens + source)[:, None] * (2 * HALF) + channel[None, :]
         tl.store(target, inverse * (turned_first - first * along), mask=there)
         tl.store(target + HALF, inverse * (turned_second - second * along), mask=there)
-    partial = grad_weight + (head * tl.num_programs(0) + tl.program_id(0)) * (2 * HALF) + channel
+    partial = grad_weight + tl.program_id(0).to(tl.int64) * (2 * HALF) + channel
     tl.store(partial, sum_first, mask=channel < HALF)
     tl.store(partial + HALF, sum_second, mask=channel < HALF)
 
@@ -133,7 +136,7 @@ def norm_rope_forward(
     out = torch.empty(batch, heads, out_tokens, channels, device=x.device, dtype=x.dtype)
     shape = _shape(channels, order)
     launch(
-        forward_kernel, (triton.cdiv(out_tokens, shape["ROWS"]), batch * heads),
+        forward_kernel, (triton.cdiv(out_tokens, shape["ROWS"]) * batch * heads,),
         x, weight, cosines, sines, order, out, *x.stride()[:3], heads, tokens, out_tokens, eps, **shape
     )  # fmt: skip
     return out
@@ -150,9 +153,9 @@ def norm_rope_backward(
     grad_x = torch.empty(x.shape, device=x.device, dtype=x.dtype)
     partial = torch.empty(batch * heads * programs, channels, device=x.device, dtype=torch.float32)
     launch(
-        backward_kernel, (programs, batch * heads),
-        grad, x, weight, cosines, sines, order, grad_x, partial, *x.stride()[:3], heads, tokens, out_tokens, eps,
-        **shape,
+        backward_kernel, (programs * batch * heads,),
+        grad, x, weight, cosines, sines, order, grad_x, partial, *x.stride()[:3], heads, tokens, out_tokens, programs,
+        eps, **shape,
     )  # fmt: skip
     return grad_x, partial.sum(dim=0).to(weight.dtype)
 
