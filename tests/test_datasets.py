@@ -145,6 +145,19 @@ def test_an_undecodable_video_is_an_error_that_names_it(folder):
         VideoFolder(folder, **CLIP)[1]
 
 
+def test_what_cannot_be_read_may_give_way_to_the_next_video(folder):
+    (folder / "b.webm").write_bytes(b"not a video at all")
+    world = VideoFolder(folder, **CLIP, clips_per_video=2, allow_missing=True)
+    with pytest.warns(UserWarning, match=r"b\.webm.*; the next video is taken") as said:
+        items = [world[index] for index in (1, 4)]
+    assert len(said) == 1  # once for each video
+    assert [item["id"] for item in items] == ["deep/c.mp4#0", "deep/c.mp4#1"]
+    for name in ("a.mp4", "deep/c.mp4"):
+        (folder / name).write_bytes(b"nor this")
+    with pytest.warns(UserWarning), pytest.raises(VideoError, match="expected a video that can be read"):
+        VideoFolder(folder, **CLIP, allow_missing=True)[0]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

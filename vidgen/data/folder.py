@@ -4,6 +4,7 @@ import copy
 import csv
 import hashlib
 import json
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vidgen.data.decode import MAX_PIXELS, VideoError
+from vidgen.data.decode import MAX_PIXELS, DamagedVideoWarning, VideoError
 from vidgen.data.shapes import item_generator
 from vidgen.data.video import find_videos, iter_frames, probe, to_tensor
+
+MOST_IN_A_ROW = 16  # videos that cannot be read, before a folder counts as broken
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class VideoFolder(Dataset):
         repeat_last_frame: lengthen videos that are too short with their last frame, instead of raising.
         zoom: above 1, each clip is scaled to cover its size times a factor from 1 to this one, all ratios equally
             likely, cropped at a random place and mirrored half of the time.
+        allow_missing: take the next video, and warn once, in the place of one that cannot be read or is too short.
         max_pixels: largest height × width that is decoded.
 
     Raises:
@@ -72,6 +76,7 @@ class VideoFolder(Dataset):
         captions_required: bool = False,
         repeat_last_frame: bool = False,
         zoom: float = 1.0,
+        allow_missing: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if min(num_frames, height, width, stride, clips_per_video) < 1:
@@ -85,6 +90,8 @@ class VideoFolder(Dataset):
         self.num_frames, self.height, self.width = num_frames, height, width
         self.fps, self.stride, self.seed, self.clips_per_video = fps, stride, seed, clips_per_video
         self.repeat_last_frame, self.zoom, self.max_pixels = repeat_last_frame, zoom, max_pixels
+        self.allow_missing = allow_missing
+        self.missing: set[Path] = set()
         self.videos, self.class_names = list_videos(self.root)
         uncaptioned = [video.path for video in self.videos if video.caption is None]
         if captions_required and uncaptioned:
@@ -100,13 +107,7 @@ class VideoFolder(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0…{len(self) - 1}; got {index}")
         turn, number = divmod(index, len(self.videos))
-        video = self.videos[number]
-        generator = item_generator(self.seed, index)
-        place = float(torch.rand((), generator=generator))
-        if self.zoom == 1:
-            frames = self._clip(video.path, place=place, size=(self.height, self.width))
-        else:
-            frames = self._zoomed(video.path, place=place, generator=generator)
+        video, frames = self._readable(number, index)
         name = video.path.relative_to(self.root) if video.path != self.root else video.path.name
         item = {"video": to_tensor(frames), "caption": video.caption or "", "id": f"{name}#{turn}"}
         return item if video.class_label is None else item | {"class_label": video.class_label}
@@ -126,6 +127,24 @@ class VideoFolder(Dataset):
         training.videos = [video for video in self.videos if video.path not in held_out]
         validation.videos = [video for video in self.videos if video.path in held_out]
         return training, validation
+
+    def _readable(self, number: int, index: int) -> tuple[LabelledVideo, np.ndarray]:
+        """The video of that number, or the next one that can be read where that is allowed, and item `index` of it."""
+        for later in range(min(len(self.videos), MOST_IN_A_ROW)):
+            video = self.videos[(number + later) % len(self.videos)]
+            generator = item_generator(self.seed, index)
+            place = float(torch.rand((), generator=generator))
+            try:
+                if self.zoom == 1:
+                    return video, self._clip(video.path, place=place, size=(self.height, self.width))
+                return video, self._zoomed(video.path, place=place, generator=generator)
+            except VideoError as error:
+                if not self.allow_missing:
+                    raise
+                if video.path not in self.missing:
+                    self.missing.add(video.path)
+                    warnings.warn(f"{error}; the next video is taken", DamagedVideoWarning, stacklevel=3)
+        raise VideoError(f"expected a video that can be read; the last {MOST_IN_A_ROW} of {self.root} cannot")
 
     def _zoomed(self, path: Path, *, place: float, generator: torch.Generator) -> np.ndarray:
         """uint8 `t h w 3`: scaled, cropped and mirrored by the next draws of the generator."""

@@ -112,6 +112,7 @@ def video_folder(data: DataConfig, *, clips_per_video: int, captions_required: b
         captions_required=captions_required,
         repeat_last_frame=data.repeat_last_frame,
         zoom=data.zoom,
+        allow_missing=data.allow_missing,
     )
 
 

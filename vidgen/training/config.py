@@ -47,6 +47,8 @@ class DataConfig:
     """Places in each video of a folder that clips are cut from."""
     repeat_last_frame: bool = False
     """Lengthen videos of a folder that are too short; otherwise they are an error."""
+    allow_missing: bool = False
+    """Take the next video where one of a folder cannot be read or is too short; otherwise that ends the run."""
     zoom: float = 1.0
     """Above 1, training clips of a folder are scaled by a random factor up to this one, cropped anywhere, mirrored."""
     objects: tuple[int, ...] = (1, 2)
