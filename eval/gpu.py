@@ -24,8 +24,9 @@ from vidgen.eval.report import code_digest, environment_stamp, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSED = ROOT / "runs" / "gpu-passed.json"
+TOKENIZER_TABLE = ROOT / "eval" / "results" / "tokenizers_cost_gpu.csv"
 # How much of the time that is left a step may take; the training gets the rest.
-TESTS, ATTENTION, OPS = 0.6, 0.6, 0.5
+TESTS, ATTENTION, OPS, TOKENIZERS = 0.6, 0.6, 0.5, 0.5
 # A step asked to end by itself is stopped so many seconds later: a row that has begun may still be measured.
 GRACE = 60
 # Seconds under which a training would hardly get beyond its start.
@@ -110,9 +111,13 @@ def main() -> int:
             write_json(PASSED, record)
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
-        for script, share in (("kernels.py", ATTENTION), ("ops.py", OPS)):
+        for script, options, share in (
+            ("kernels.py", (), ATTENTION),
+            ("ops.py", (), OPS),
+            ("tokenizer_cost.py", ("--device", "cuda", "-o", str(TOKENIZER_TABLE)), TOKENIZERS),
+        ):
             seconds = share * budget.left
-            command: Sequence[str] = (str(ROOT / "eval" / script), "--minutes", f"{seconds / 60:.3f}")
+            command: Sequence[str] = (str(ROOT / "eval" / script), *options, "--minutes", f"{seconds / 60:.3f}")
             if settings.dry_run:
                 command = (*command, "--dry-run")
             status = budget.run(sys.executable, *command, seconds=seconds + GRACE)

@@ -129,7 +129,8 @@ def check_video(video: Tensor) -> None:
         raise ValueError(f"expected a video of shape b 3 t h w with at least one frame, got {tuple(video.shape)}")
     if not video.is_floating_point():
         raise ValueError(f"expected a video of floats in [-1, 1], got {video.dtype}; divide bytes by 127.5, subtract 1")
-    if video.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+    has_values = type(video) is Tensor and not torch.compiler.is_compiling()
+    if has_values and video.device.type == "cpu":  # a GPU would have to be waited for
         low, high = video.aminmax()
         if not (low >= -FAR and high <= FAR):  # NaN is neither
             raise ValueError(
