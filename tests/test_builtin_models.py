@@ -17,7 +17,7 @@ from vidgen.nn.random import seeded
 from vidgen.pipelines import VideoPipeline
 from vidgen.tokenizers import Tokenizer
 
-TOKENIZERS = ("shapes-fsq", "shapes-kl", "worlds-fsq")
+TOKENIZERS = {"shapes-fsq": 22, "shapes-kl": 22, "worlds-fsq": 22, "real-kl": 20}  # with the PSNR of a rendered video
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
 OF_TASKS = "worlds-tasks"
 PROMPT = "a large yellow star moving right on a navy background"
@@ -39,7 +39,7 @@ def test_each_model_says_how_it_was_made(name):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_tokenizers_give_a_rendered_video_back_at_22_decibels_or_more(name):
+def test_tokenizers_give_a_rendered_video_back(name):
     from vidgen.data import parse_caption, render
 
     tokenizer = vidgen.load(name)
@@ -47,8 +47,9 @@ def test_tokenizers_give_a_rendered_video_back_at_22_decibels_or_more(name):
     scene = parse_caption(PROMPT)
     video = render(scene, num_frames=17, height=64, width=64, generator=torch.Generator().manual_seed(5))[None]
     restored = tokenizer.decode(tokenizer.encode(video))
-    assert -10 * ((restored - video) / 2).square().mean().log10() > 22
-    assert judge(restored[0], scene).colour_motion_background
+    assert -10 * ((restored - video) / 2).square().mean().log10() > TOKENIZERS[name]
+    if name != "real-kl":  # which has never seen flat colours and hard edges
+        assert judge(restored[0], scene).colour_motion_background
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -116,15 +116,14 @@ def test_one_call_measures_ours_and_a_peer_and_passes_over_a_model_that_fails(re
     output = tmp_path / "cost.csv"
     command = [sys.executable, "eval/tokenizer_cost.py", "-o", str(output), "--repeats", "1", "--frames", "5"]
     command += ["--sides", "32", "--models", "shapes-kl", "base-kll", "AutoencoderKLCosmos"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr[-2000:]
     assert "base-kll at 32 pixels was not measured: unknown preset" in done.stderr
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert [row["model"] for row in rows] == ["shapes-kl", "AutoencoderKLCosmos"]
     assert all(float(row["encode_gflop"]) > 0 and float(row["encode_frames_per_cpu_second"]) > 0 for row in rows)
-    assert {(row["precision"], row["compiled"], row["encode_gpu_seconds"]) for row in rows} == {
-        ("float32", "False", "")
-    }
+    assert all((row["precision"], row["compiled"]) == ("float32", "False") for row in rows)
+    assert all(row["encode_gpu_seconds"] == row["graph_breaks"] == "" for row in rows)
 
 
 def test_a_name_that_is_no_tokenizer_is_refused(cost: Any):
