@@ -45,7 +45,7 @@ def load_identified_tokenizer(name: str, *, device: str, precision: Precision) -
     tokenizer = load_tokenizer(name, device="cpu", precision="fp32")
     identity = weights_sha256(tokenizer)
     if precision != "fp32":  # diffusers warns of a cast, even of one to what a model is already
-        tokenizer = tokenizer.to(dtype=torch_dtype(precision))
+        tokenizer = tokenizer.to(torch_dtype(precision))  # pyright: ignore[reportArgumentType]
     return tokenizer.to(pick_device(device)), identity  # pyright: ignore[reportArgumentType]
 
 

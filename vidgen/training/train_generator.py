@@ -1,6 +1,7 @@
 """`train_generator`: from a `GeneratorRun` to a trained pipeline on disk."""
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 
-from vidgen.data import digits, shapes
+from vidgen.data.digits import MovingDigits
+from vidgen.data.shapes import ShapesWorld
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.training.clips import collate, training_clips, validation_clips
 from vidgen.training.config import GeneratorRun
@@ -107,6 +109,6 @@ def files_of(run: GeneratorRun) -> list[tuple[str, int, int]]:
 def code_of(run: GeneratorRun) -> str:
     """Hash of the code that draws a built-in world's clips."""
     digest = hashlib.sha256()
-    for world in (shapes, digits) if run.data.is_world else ():
-        digest.update(Path(world.__file__).read_bytes())
+    for world in (ShapesWorld, MovingDigits) if run.data.is_world else ():
+        digest.update(Path(inspect.getfile(world)).read_bytes())
     return digest.hexdigest()
