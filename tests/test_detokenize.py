@@ -61,7 +61,8 @@ def test_tokens_of_generated_videos_become_the_same_videos(tmp_path):
     assert main([*decode, "--tokenizer", "shapes-fsq"]) == 0
     for number in (1, 2):
         one, other = (read_video(tmp_path / name) for name in (f"made-{number}", f"again/two-{number}"))
-        assert np.array_equal(one.frames, other.frames) and one.fps == other.fps == 5
+        assert np.abs(one.frames.astype(int) - other.frames).max() <= 1  # decoded one by one, not as a batch
+        assert one.fps == other.fps == 5
     assert main([*decode, "--tokenizer", "worlds-fsq"]) == 2
 
 

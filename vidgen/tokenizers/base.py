@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -39,6 +39,8 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
 
     latent_mean: Tensor
     latent_std: Tensor
+    learns_hidden_frames: ClassVar[bool] = True
+    """Whether it can be trained to give back frames that it was not shown (`frame_masking`)."""
 
     def register_statistics(self, channels: int) -> None:
         self.register_buffer("latent_mean", torch.zeros(channels))
@@ -129,6 +131,11 @@ def check_video(video: Tensor) -> None:
         raise ValueError(f"expected a video of shape b 3 t h w with at least one frame, got {tuple(video.shape)}")
     if not video.is_floating_point():
         raise ValueError(f"expected a video of floats in [-1, 1], got {video.dtype}; divide bytes by 127.5, subtract 1")
+
+
+def check_pixels(video: Tensor) -> None:
+    """`check_video`, and ValueError for pixels that are no overshoot of [-1, 1], NaN among them, on a CPU."""
+    check_video(video)
     has_values = type(video) is Tensor and not torch.compiler.is_compiling()
     if has_values and video.device.type == "cpu":  # a GPU would have to be waited for
         low, high = video.aminmax()

@@ -12,7 +12,7 @@ from vidgen.bottlenecks import Bottleneck
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.random import Generators
-from vidgen.tokenizers.base import Critic, Tokenizer, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, Tokenizer, check_pixels, check_video, reconstruction_losses
 
 
 class BlockwiseTokenizer(Tokenizer):
@@ -221,7 +221,7 @@ def checked(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """The chunks of one stream, as long as they are videos of one size."""
     expected: tuple[int, ...] = ()
     for chunk in chunks:
-        check_video(chunk)
+        check_pixels(chunk)
         found = (chunk.shape[0], *chunk.shape[3:])
         expected = expected or found
         if found != expected:

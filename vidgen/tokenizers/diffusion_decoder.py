@@ -82,6 +82,8 @@ class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
         flow_weight: of the flow term beside those of the wrapped tokenizer.
     """
 
+    learns_hidden_frames = False  # it would learn to denoise the clip that the wrapped tokenizer sees
+
     @register_to_config
     def __init__(
         self,

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidgen.latents import Latents, VideoSize
-from vidgen.tokenizers.base import Tokenizer, check_video
+from vidgen.tokenizers.base import Tokenizer, check_pixels
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer
 
 
@@ -73,7 +73,7 @@ def encode_tiled(tokenizer: Tokenizer, video: Tensor, *, tile: int, halo: int | 
     Raises:
         ValueError: sizes that do not divide, or no halo given for a trunk that sees whole frames.
     """
-    check_video(video)
+    check_pixels(video)
     encoder_halo, _ = halos(tokenizer, tile=tile, halo=halo)
     _, down, across = tokenizer.spec.parts[0].stride
     size: VideoSize = (video.shape[2], video.shape[3], video.shape[4])

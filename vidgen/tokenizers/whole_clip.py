@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vidgen.bottlenecks import Bottleneck, Bottlenecked
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.random import Generators
-from vidgen.tokenizers.base import Critic, Tokenizer, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, Tokenizer, check_pixels, check_video, reconstruction_losses
 
 
 @dataclass
@@ -70,7 +70,7 @@ class WholeClipTokenizer(Tokenizer):
     # encoding
 
     def encode(self, video: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Latents:
-        check_video(video)
+        check_pixels(video)
         return self.encode_from(0, video, sample=sample, generators=generators)
 
     @torch.no_grad()

@@ -10,7 +10,6 @@ from torch import Tensor
 from vidgen.bottlenecks.record import recorded_bottlenecks
 from vidgen.nn.random import Generators
 from vidgen.tokenizers.base import Tokenizer
-from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.training.checkpoint import write_folder
 from vidgen.training.critic import ReconstructionCritic
 from vidgen.training.curriculum import Curriculum, without_frames
@@ -42,10 +41,10 @@ class TokenizerStep(TrainingStep):
         distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
-        if frame_masking > 0 and isinstance(tokenizer, DiffusionDecoderTokenizer):
+        if frame_masking > 0 and not tokenizer.learns_hidden_frames:
             raise ValueError(
-                "a diffusion decoder learns to denoise the clip that the tokenizer sees, grey frames too; set "
-                "frame_masking to 0, or train the wrapped tokenizer with it first"
+                f"{type(tokenizer).__name__} learns to give back what it sees, grey frames too; set frame_masking to 0, "
+                "or train the tokenizer that it wraps with it first"
             )
         self.tokenizer = tokenizer
         self.critic, self.curriculum = critic, curriculum
