@@ -43,7 +43,7 @@ class TokenizerStep(TrainingStep):
         super().__init__()
         if frame_masking > 0 and not tokenizer.learns_hidden_frames:
             raise ValueError(
-                f"{type(tokenizer).__name__} learns to give back what it sees, grey frames too; set frame_masking to 0, "
+                f"{type(tokenizer).__name__} gives back what it sees, grey frames too; set frame_masking to 0, "
                 "or train the tokenizer that it wraps with it first"
             )
         self.tokenizer = tokenizer
