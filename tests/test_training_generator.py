@@ -242,22 +242,21 @@ from pathlib import Path
 from test_training_generator import tiny_run, tiny_tokenizer
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.training import train_generator
-for name, bottleneck in (("mm-dit", "kl"), ("maskvit", "fsq"), ("shapes-enat", "fsq")):
-    pipeline = PIPELINE_PRESETS[name].tiny().build(tiny_tokenizer(bottleneck), None)
-    run = tiny_run(Path(sys.argv[2]) / name, steps=4, checkpoint_every=4, validate_every=0)
-    train_generator(run, pipeline=pipeline)
+pipeline = PIPELINE_PRESETS[sys.argv[3]].tiny().build(tiny_tokenizer(sys.argv[4]), None)
+train_generator(tiny_run(Path(sys.argv[2]), steps=4, checkpoint_every=4, validate_every=0), pipeline=pipeline)
 """
 
 
 @pytest.mark.slow
-def test_generators_with_weights_that_rest_train_in_two_processes(tmp_path):
+@pytest.mark.parametrize(("name", "bottleneck"), [("mm-dit", "kl"), ("maskvit", "fsq"), ("shapes-enat", "fsq")])
+def test_generators_with_weights_that_rest_train_in_two_processes(name, bottleneck, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(RESTING)
     tests = Path(__file__).parent
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(tests), str(tmp_path)],
+        [sys.executable, *launcher, str(script), str(tests), str(tmp_path / "run"), name, bottleneck],
         env={**os.environ, "PYTHONPATH": str(tests.parent), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
