@@ -68,11 +68,13 @@ def _load(name: str, precision: Precision) -> Any:
     import vidgen
 
     logging.disable_progress_bar()  # of loading, which takes a moment here; sampling keeps its own
-    return vidgen.load(name, dtype=torch_dtype(precision))
+    return vidgen.load(name, dtype=precision)
 
 
 def torch_dtype(precision: Precision) -> "torch.dtype":
     """What torch calls it."""
     import torch
 
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    from vidgen.loading import DTYPES
+
+    return getattr(torch, DTYPES[precision])

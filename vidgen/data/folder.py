@@ -130,7 +130,8 @@ class VideoFolder(Dataset):
 
     def _readable(self, number: int, index: int) -> tuple[LabelledVideo, np.ndarray]:
         """The video of that number, or the next one that can be read where that is allowed, and item `index` of it."""
-        for later in range(min(len(self.videos), MOST_IN_A_ROW)):
+        tries = min(len(self.videos), MOST_IN_A_ROW)
+        for later in range(tries):
             video = self.videos[(number + later) % len(self.videos)]
             generator = item_generator(self.seed, index)
             place = float(torch.rand((), generator=generator))
@@ -144,7 +145,7 @@ class VideoFolder(Dataset):
                 if video.path not in self.missing:
                     self.missing.add(video.path)
                     warnings.warn(f"{error}; the next video is taken", DamagedVideoWarning, stacklevel=3)
-        raise VideoError(f"expected a video that can be read; the last {MOST_IN_A_ROW} of {self.root} cannot")
+        raise VideoError(f"expected a video that can be read; {tries} in a row of {self.root} cannot")
 
     def _zoomed(self, path: Path, *, place: float, generator: torch.Generator) -> np.ndarray:
         """uint8 `t h w 3`: scaled, cropped and mirrored by the next draws of the generator."""

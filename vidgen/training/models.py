@@ -159,8 +159,8 @@ def deepened(weights: dict[str, Tensor], before: int, after: int) -> dict[str, T
         number, _, inner = rest.partition(".")
         for new in range(before, after):
             if new % before == int(number):
-                is_output = inner.split(".")[-2:-1] and inner.split(".")[-2].endswith("to_out")
-                deeper[f"{blocks}.{new}.{inner}"] = torch.zeros_like(tensor) if is_output else tensor.clone()
+                silent = "to_out." in inner
+                deeper[f"{blocks}.{new}.{inner}"] = torch.zeros_like(tensor) if silent else tensor.clone()
     return deeper
 
 
