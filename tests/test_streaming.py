@@ -2,7 +2,6 @@
 
 import gc
 import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from small_bottlenecks import OPTIONS
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.bottlenecks import BOTTLENECKS
 from vidgen.latents import Latents
@@ -306,29 +306,21 @@ def test_memory_grows_at_most_20_megabytes_from_100_to_2000_frames(preset: str):
     assert resident_megabytes() - at_100 <= 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("preset", "times"), [("shapes-fsq", 7), ("base-fsq", 2)])
-def test_inference_in_blocks_costs_at_most_a_quarter_more_than_a_whole_clip_forward(preset: str, times: int):
+@pytest.mark.parametrize("preset", ["shapes-fsq", "base-fsq"])
+def test_inference_in_blocks_computes_nothing_twice(preset: str):
+    # Operations, because seconds depend on the allocator and the machine: 0.74 to 1.37 of the whole clip's were seen.
     torch.manual_seed(0)
     tokenizer = TOKENIZER_PRESETS[preset].build()
     assert isinstance(tokenizer, CausalConvTokenizer)
     tokenizer.eval()
-    video = clip(65, 128, 128)
+    video = clip(33, 32, 32)
+
+    def operations(work: Callable[[], object]) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
     latents = tokenizer.encode(video)
-
-    def cost(work: Callable[[], object]) -> float:
-        started = time.process_time()
-        work()
-        return time.process_time() - started
-
-    blocked = lambda: tokenizer.decode(tokenizer.encode(video))  # noqa: E731
-    whole = lambda: (tokenizer.features(video, None), tokenizer.pixels(latents.grid(), None))  # noqa: E731
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for each other on a busy machine count as work
-    try:
-        with torch.no_grad():
-            costs = [(cost(blocked), cost(whole)) for _ in range(times)]
-    finally:
-        torch.set_num_threads(threads)
-    in_blocks, at_once = zip(*costs, strict=True)
-    assert min(in_blocks) / min(at_once) <= 1.25, costs
+    in_blocks = operations(lambda: tokenizer.decode(tokenizer.encode(video)))
+    at_once = operations(lambda: (tokenizer.features(video, None), tokenizer.pixels(latents.grid(), None)))
+    assert 0 < in_blocks == at_once
