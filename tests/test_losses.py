@@ -34,10 +34,11 @@ from vidgen.training.curriculum import Curriculum, scaled, without_frames
 from vidgen.training.distillation import Distillation
 from vidgen.training.ema import MovingAverage
 from vidgen.training.monitor import CodebookCounter, TrainingMonitor
+from vidgen.training.opponent import Opponent
+from vidgen.training.processes import build_accelerator
 from vidgen.training.recipes import RECIPES, with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
 from vidgen.training.train_tokenizer import build_critic
-from vidgen.training.trainer import Opponent, build_accelerator
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:

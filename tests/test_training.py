@@ -37,8 +37,9 @@ from vidgen.training.ema import MovingAverage
 from vidgen.training.models import fresh_tokenizer, take_weights
 from vidgen.training.optimiser import rate_at
 from vidgen.training.order import DataOrder, MicroBatches, noise_generators
+from vidgen.training.processes import build_accelerator
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.trainer import Trainer, build_accelerator
+from vidgen.training.trainer import Trainer
 
 
 def tiny_tokenizer(bottleneck: str = "fsq", *, seed: int = 0) -> CausalConvTokenizer:

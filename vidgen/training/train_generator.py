@@ -20,7 +20,8 @@ from vidgen.training.generator_step import GeneratorStep
 from vidgen.training.latent_cache import EncodedClips, cache_key, collate_encoded, encoded_clips
 from vidgen.training.models import fresh_pipeline
 from vidgen.training.order import seed_of
-from vidgen.training.trainer import Trainer, build_accelerator
+from vidgen.training.processes import build_accelerator
+from vidgen.training.trainer import Trainer
 
 INITIAL_WEIGHTS = 31
 

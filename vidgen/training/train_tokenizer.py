@@ -21,10 +21,12 @@ from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, 
 from vidgen.training.curriculum import Curriculum
 from vidgen.training.distillation import Distillation, Teacher
 from vidgen.training.models import fresh_tokenizer
+from vidgen.training.opponent import Opponent
 from vidgen.training.order import seed_of
+from vidgen.training.processes import build_accelerator
 from vidgen.training.recipes import with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.trainer import Opponent, Trainer, build_accelerator
+from vidgen.training.trainer import Trainer
 
 INITIAL_WEIGHTS, INITIAL_DISCRIMINATOR = 21, 22
 

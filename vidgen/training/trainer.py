@@ -1,7 +1,6 @@
 """The training loop: one for tokenizers and generators, on one process or many, resumable bit by bit."""
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -12,63 +11,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from vidgen.training.amx import check_amx
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
-from vidgen.training.config import OptimiserConfig, Run
-from vidgen.training.critic import DiscriminatorStep, ReconstructionCritic
+from vidgen.training.config import Run
 from vidgen.training.ema import MovingAverage
 from vidgen.training.monitor import TrainingMonitor
+from vidgen.training.opponent import Opponent
 from vidgen.training.optimiser import build_optimiser, rate_at
 from vidgen.training.order import GLOBAL, DataOrder, MicroBatches, noise_generators, positions_of, seed_of
 from vidgen.training.progress import TrainingProgress
+from vidgen.training.resuming import check_resumable
 from vidgen.training.sample_videos import add_video, save_gif
 from vidgen.training.step import Batch, TrainingStep
 
 SHOWN_CLIPS = 4
 MAXIMAL_SKIPS = 50  # fp16 steps in a row that the loss scaler may skip before that counts as divergence
-# What a resumed run may not change: the rest of its first part would be another run's.
-FIXED_FIELDS = (
-    "preset",
-    "tiny",
-    "tokenizer",
-    "cached_clips",
-    "data",
-    "batch_size",
-    "accumulation",
-    "seed",
-    "init_from",
-    "freeze",
-    "learned_variance",
-    "discriminator_kind",
-    "discriminator_width",
-    "discriminator_layers",
-    "discriminator_axes",
-)
-FIXED_PRESENCE = ("adversarial_weight", "lecam_weight", "distillation_weight")  # other weights, but not from or to 0
 
 
 class TrainingDiverged(ValueError):
     """Loss or gradient is no longer a number."""
-
-
-class Opponent:
-    """The discriminators with their optimiser, trained at every so manieth step on the pairs that the critic judged."""
-
-    def __init__(
-        self, critic: ReconstructionCritic, step: DiscriminatorStep, optimiser: OptimiserConfig, *, every: int = 1
-    ) -> None:
-        self.critic, self.step, self.config, self.every = critic, step, optimiser, every
-        self.optimiser = build_optimiser(step, optimiser)
-
-    def take_judged(self, step: int) -> tuple[Tensor, Tensor] | None:
-        """The pair to train on at a step, if any; the steps of round numbers, which are logged, are among them."""
-        judged, self.critic.judged = self.critic.judged, None
-        return judged if (step + 1) % self.every == 0 else None
 
 
 class Trainer:
@@ -349,13 +313,7 @@ class Trainer:
                 "another --output-dir"
             )
         if run.resume and described.is_file():
-            before = type(run).load(described)
-            name = changed_field(before, run)
-            if name is not None:
-                raise ValueError(
-                    f"cannot resume {folder}: {name} was {getattr(before, name)} and is now {getattr(run, name)}; "
-                    "give it as before, or start another run from these weights with --init-from"
-                )
+            check_resumable(type(run).load(described), run)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -411,53 +369,6 @@ class Trainer:
         if self.opponent is not None:
             self.opponent.step.load_state_dict(checkpoint.training["discriminator"])
             self.opponent.optimiser.load_state_dict(checkpoint.training["discriminator_optimiser"])
-
-
-def changed_field(before: Run, run: Run) -> str | None:
-    """A field that a resumed run may not change and has changed, if any."""
-    for name in FIXED_FIELDS:
-        if getattr(before, name, None) != getattr(run, name, None):
-            return name
-    for name in FIXED_PRESENCE:
-        if (getattr(before, name, 0) > 0) != (getattr(run, name, 0) > 0):
-            return name
-    for name in ("optimiser", "discriminator_optimiser"):
-        of_states = [
-            (config.algorithm, config.betas, config.weight_decay)
-            for config in (getattr(before, name, None), getattr(run, name, None))
-            if config is not None
-        ]
-        if len(set(of_states)) > 1:
-            return name
-    return "precision" if (before.precision == "fp16") != (run.precision == "fp16") else None
-
-
-def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator:
-    """Accelerate, set up for a run.
-
-    Raises:
-        ValueError: the precision does not fit the device, or the launcher started fewer processes than it was told.
-    """
-    launched_for_many = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
-    if launched_for_many and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            "accelerate launch --cpu starts one process, whatever --num_processes says; use "
-            "`accelerate launch --multi_gpu --num_processes 2 … --device cpu`, which also works without GPUs"
-        )
-    # An earlier run of this process may have had another precision, which accelerate would hold on to.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=run.device == "cpu",
-        mixed_precision="no" if run.precision == "fp32" else run.precision,
-        log_with="tensorboard",
-        project_dir=run.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=finds_unused_parameters)],
-    )
-    if run.precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; use --precision bf16 or fp32")
-    if run.precision == "bf16" and accelerator.device.type == "cpu":
-        check_amx()
-    return accelerator
 
 
 def add_terms(totals: dict[str, Tensor], terms: dict[str, Tensor], *, share: float) -> None:

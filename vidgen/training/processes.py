@@ -1,0 +1,38 @@
+"""Accelerate: one process or many, number format, device."""
+
+import os
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from vidgen.training.amx import check_amx
+from vidgen.training.config import Run
+
+
+def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator:
+    """Accelerate, set up for a run.
+
+    Raises:
+        ValueError: the precision does not fit the device, or the launcher started fewer processes than it was told.
+    """
+    launched_for_many = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
+    if launched_for_many and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; use "
+            "`accelerate launch --multi_gpu --num_processes 2 … --device cpu`, which also works without GPUs"
+        )
+    # An earlier run of this process may have had another precision, which accelerate would hold on to.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=run.device == "cpu",
+        mixed_precision="no" if run.precision == "fp32" else run.precision,
+        log_with="tensorboard",
+        project_dir=run.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=finds_unused_parameters)],
+    )
+    if run.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; use --precision bf16 or fp32")
+    if run.precision == "bf16" and accelerator.device.type == "cpu":
+        check_amx()
+    return accelerator

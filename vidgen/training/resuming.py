@@ -1,0 +1,56 @@
+"""May a run go on under these settings?"""
+
+from vidgen.training.config import Run
+
+# What a resumed run may not change: the rest of its first part would be another run's.
+FIXED_FIELDS = (
+    "preset",
+    "tiny",
+    "tokenizer",
+    "cached_clips",
+    "data",
+    "batch_size",
+    "accumulation",
+    "seed",
+    "init_from",
+    "freeze",
+    "learned_variance",
+    "discriminator_kind",
+    "discriminator_width",
+    "discriminator_layers",
+    "discriminator_axes",
+)
+FIXED_PRESENCE = ("adversarial_weight", "lecam_weight", "distillation_weight")  # other weights, but not from or to 0
+
+
+def check_resumable(before: Run, run: Run) -> None:
+    """Refuse settings under which what is left would be another run's.
+
+    Raises:
+        ValueError: names the field, what it was and what it is.
+    """
+    name = changed_field(before, run)
+    if name is not None:
+        raise ValueError(
+            f"cannot resume {run.output_dir}: {name} was {getattr(before, name)} and is now {getattr(run, name)}; "
+            "give it as before, or start another run from these weights with --init-from"
+        )
+
+
+def changed_field(before: Run, run: Run) -> str | None:
+    """A field that may not change and has changed, if any."""
+    for name in FIXED_FIELDS:
+        if getattr(before, name, None) != getattr(run, name, None):
+            return name
+    for name in FIXED_PRESENCE:
+        if (getattr(before, name, 0) > 0) != (getattr(run, name, 0) > 0):
+            return name
+    for name in ("optimiser", "discriminator_optimiser"):
+        of_states = [
+            (config.algorithm, config.betas, config.weight_decay)
+            for config in (getattr(before, name, None), getattr(run, name, None))
+            if config is not None
+        ]
+        if len(set(of_states)) > 1:
+            return name
+    return "precision" if (before.precision == "fp16") != (run.precision == "fp16") else None
