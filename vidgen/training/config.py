@@ -317,6 +317,8 @@ class GeneratorRun(Run):
     """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
     cache_dir: Path | None = None
     """Where encoded clips are kept, by the tokenizer's hash; None is `cache` in the run folder."""
+    compile: bool = False
+    """Compile the blocks of the transformer (torch.compile): some steps take a minute longer, all others less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -89,6 +89,12 @@ class GeneratorStep(TrainingStep):
         self.transformer.reference_embedding.requires_grad_(True)
         self.references = images
 
+    def compile_blocks(self) -> None:
+        """`torch.compile` the blocks that the transformer and its head repeat, in place: names of weights stay."""
+        self.transformer.compile_repeated_blocks()
+        for block in getattr(self.transformer.proj_out, "blocks", ()):
+            block.compile()
+
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents = self.latents(batch)
         condition = self.drop(self.condition(batch), generators)
@@ -171,14 +177,15 @@ class GeneratorStep(TrainingStep):
 
     def samples(self, batch: Batch, generators: Generators) -> Tensor:
         frames, height, width = batch["size"] if "size" in batch else batch["video"].shape[2:]
-        output = self.pipeline(  # pyright: ignore[reportCallIssue]
-            prompt=self.prompts(batch),
-            num_frames=frames,
-            height=height,
-            width=width,
-            generator=list(generators),
-            output_type="pt",
-        )
+        with torch.compiler.set_stance("force_eager"):  # sampling has other shapes at every step
+            output = self.pipeline(  # pyright: ignore[reportCallIssue]
+                prompt=self.prompts(batch),
+                num_frames=frames,
+                height=height,
+                width=width,
+                generator=list(generators),
+                output_type="pt",
+            )
         return rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1
 
     def export(self, folder: Path) -> None:

@@ -72,6 +72,8 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         step.add_control(run.control_layers, run.control)
     if run.references > 0:
         step.add_references(run.references)
+    if run.compile:
+        step.compile_blocks()
     trainer = Trainer(
         run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
     )
