@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -84,6 +85,23 @@ def test_loss_falls_and_the_pipeline_loads(family, bottleneck, tmp_path):
 def test_samples_come_from_the_captions_of_validation_clips(tmp_path):
     train_generator(tiny_run(tmp_path, steps=2, checkpoint_every=2, sample_every=2), pipeline=tiny_pipeline())
     assert (tmp_path / "samples" / "step-00000002.gif").read_bytes().startswith(b"GIF89a")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize(("family", "bottleneck"), [("masked", "fsq"), ("flow", "kl")])
+def test_compiled_blocks_train_and_sample_as_plain_ones(family, bottleneck, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    weights = []
+    for compiled in (False, True):
+        run = tiny_run(tmp_path / str(compiled), steps=3, known_frames=0.5, sample_every=3, compile=compiled)
+        pipeline = tiny_pipeline(family, bottleneck)
+        train_generator(run, pipeline=pipeline)
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == compiled
+        weights.append(CheckpointFolder(run.output_dir / "checkpoints", keep=9).load(3).weights)
+        assert (run.output_dir / "samples" / "step-00000003.gif").is_file()
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)
 
 
 def test_the_tokenizer_and_a_frozen_text_encoder_never_change(tmp_path):
