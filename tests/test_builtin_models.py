@@ -1,6 +1,7 @@
 """The models that come with vidgen: they load offline, are small, say where they come from, and make videos."""
 
 import json
+import warnings
 from itertools import islice
 
 import pytest
@@ -61,6 +62,16 @@ def test_pipelines_make_a_video_of_the_size_that_was_asked_for(name):
         PROMPT, num_frames=5, height=48, width=64, generator=torch.Generator().manual_seed(0), output_type="pt"
     ).frames
     assert frames.shape == (1, 5, 3, 48, 64) and frames.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_know_every_word_of_their_world(name):
+    encoder = vidgen.load(name).text_encoder  # pyright: ignore[reportAttributeAccessIssue]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.warn_of_strange_words(ShapesWorld(seed=5).captions())
+    with pytest.warns(UserWarning, match="never trained on 'cat'"):
+        encoder.warn_of_strange_words(["a small red cat"])
 
 
 @pytest.mark.slow

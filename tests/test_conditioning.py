@@ -1,5 +1,7 @@
 """Do conditions say what they mean: which pixels a token knows, which prompt it hears, what a text encoder gives?"""
 
+import warnings
+
 import pytest
 import torch
 from tiny_models import SPECS, clip, tokenizer
@@ -180,6 +182,22 @@ def test_an_empty_prompt_has_no_states_and_no_nan():
     text = text_encoder().encode(["", "red"])
     assert text.mask.sum(dim=1).tolist() == [0, 1]
     assert text.states.isfinite().all()
+
+
+def test_words_that_training_never_showed_draw_a_warning(tmp_path):
+    encoder = WordTextEncoder(width=24, layers=1, heads=3)
+    encoder.meet(["A red circle", "a blue star!"])
+    encoder.meet(["a green star"])
+    encoder.save_pretrained(tmp_path)
+    again = WordTextEncoder.from_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.warn_of_strange_words(["A blue circle", "", "green star!"])
+        WordTextEncoder(width=24, layers=1, heads=3).warn_of_strange_words(["nobody wrote the words down"])
+    with pytest.warns(
+        UserWarning, match="never trained on 'cat', 'my'.* 7 words: !, a, blue, circle, green, red, star"
+    ):
+        again.warn_of_strange_words(["a red star", "my cat"])
 
 
 def test_a_prompt_that_is_too_long_is_refused_and_says_by_how_much():

@@ -82,6 +82,14 @@ def test_loss_falls_and_the_pipeline_loads(family, bottleneck, tmp_path):
     assert loaded.transformer.spec == pipeline.video_tokenizer.spec
 
 
+def test_a_trained_pipeline_knows_its_words_and_warns_of_others(tmp_path):
+    model = train_generator(tiny_run(tmp_path, steps=1, checkpoint_every=1), pipeline=tiny_pipeline())
+    pipeline = MaskedVideoPipeline.from_pretrained(model)
+    assert {"red", "circle", "spinning", "background"} < set(pipeline.text_encoder.config.vocabulary)
+    with pytest.warns(UserWarning, match="'cat'"):
+        pipeline([(0, "a small red circle"), (3, "a small red cat")], num_frames=5, num_inference_steps=1)
+
+
 def test_samples_come_from_the_captions_of_validation_clips(tmp_path):
     train_generator(tiny_run(tmp_path, steps=2, checkpoint_every=2, sample_every=2), pipeline=tiny_pipeline())
     assert (tmp_path / "samples" / "step-00000002.gif").read_bytes().startswith(b"GIF89a")

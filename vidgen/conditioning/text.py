@@ -4,7 +4,7 @@ import re
 import warnings
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+LISTED_WORDS = 60  # a longer vocabulary is not printed
 SOURCE = "text_model"  # folder beside the weights with what transformers needs to build the encoder again
 
 
@@ -43,6 +44,12 @@ class TextEncoder(ModelMixin, ConfigMixin, ABC):
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """States of a batch of prompts; an empty prompt has no states."""
 
+    def meet(self, captions: Iterable[str]) -> None:  # noqa: B027  most encoders know their language already
+        """Remember the words that training shows."""
+
+    def warn_of_strange_words(self, prompts: Sequence[str]) -> None:  # noqa: B027
+        """Warn of words that training never showed."""
+
 
 class WordTextEncoder(TextEncoder, ConfigMixin):
     """Words hashed into embeddings, then a few transformer layers: nothing to download, any word is legal.
@@ -54,13 +61,20 @@ class WordTextEncoder(TextEncoder, ConfigMixin):
         width, layers, heads: of the transformer.
         buckets: rows of the embedding table.
         max_words: longer prompts are an error.
+        vocabulary: words that training showed; a prompt with others draws a warning. Empty where nobody wrote them down.
     """
 
     trained_jointly = True
 
     @register_to_config
     def __init__(
-        self, width: int = 192, layers: int = 2, heads: int = 4, buckets: int = 1024, max_words: int = 64
+        self,
+        width: int = 192,
+        layers: int = 2,
+        heads: int = 4,
+        buckets: int = 1024,
+        max_words: int = 64,
+        vocabulary: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.buckets, self.max_words = buckets, max_words
@@ -78,7 +92,7 @@ class WordTextEncoder(TextEncoder, ConfigMixin):
         return self.places.embedding_dim
 
     def encode(self, prompts: Sequence[str]) -> TextStates:
-        words = [re.findall(r"\w+|[^\w\s]", prompt.lower()) for prompt in prompts]
+        words = [words_of(prompt) for prompt in prompts]
         for row in words:
             if len(row) > self.max_words:
                 raise ValueError(
@@ -95,12 +109,33 @@ class WordTextEncoder(TextEncoder, ConfigMixin):
                 mask[index, place] = True
         return self(rows.to(self.device), mask.to(self.device))
 
+    def meet(self, captions: Iterable[str]) -> None:
+        words = {word for caption in captions for word in words_of(caption)}
+        self.register_to_config(vocabulary=sorted(words.union(self.config.vocabulary)))
+
+    def warn_of_strange_words(self, prompts: Sequence[str]) -> None:
+        known = self.config.vocabulary
+        strange = sorted({word for prompt in prompts for word in words_of(prompt)}.difference(known))
+        if not known or not strange:
+            return
+        knows = f": {', '.join(known)}" if len(known) <= LISTED_WORDS else ""
+        warnings.warn(
+            f"this model was never trained on {', '.join(map(repr, strange))}, and what comes of that is chance; it "
+            f"knows {len(known)} words{knows}",
+            stacklevel=3,
+        )
+
     def forward(self, rows: Tensor, mask: Tensor) -> TextStates:
         """`rows`: `b l 2` long, two hashes of each word; `mask`: `b l` bool."""
         x = self.words(rows).sum(dim=2) + self.places.weight[: rows.shape[1]]
         visible = mask.clone()
         visible[:, 0] = True  # a row with nothing to see would be NaN; its states stay masked for the generator
         return TextStates(self.transformer(x, src_key_padding_mask=~visible), mask)
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case and punctuation marks, in order."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 class TransformersTextEncoder(TextEncoder, ConfigMixin):

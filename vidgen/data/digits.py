@@ -131,6 +131,11 @@ class MovingDigits(Dataset):
             "class_label": digit_classes(self.digits).index(scene.class_name),
         }
 
+    def captions(self) -> list[str]:
+        """Captions that together have every word of this world's."""
+        pairs = [(digit, motion) for digit in range(10) for motion in DIGIT_MOTIONS]
+        return [DigitScene((pair,) * number).caption for number in self.digits for pair in pairs]
+
     def render(self, scene: DigitScene, *, generator: torch.Generator) -> Tensor:
         """A video `3 t h w` in [-1, 1] of a scene, in handwriting of this split that the generator draws."""
         chosen = []

@@ -112,6 +112,10 @@ class VideoFolder(Dataset):
         item = {"video": to_tensor(frames), "caption": video.caption or "", "id": f"{name}#{turn}"}
         return item if video.class_label is None else item | {"class_label": video.class_label}
 
+    def captions(self) -> list[str]:
+        """The caption of every video that has one."""
+        return [video.caption for video in self.videos if video.caption]
+
     def split(self, share: float) -> tuple["VideoFolder", "VideoFolder"]:
         """Training and validation sets with no video in common; the names of the files decide.
 

@@ -32,3 +32,7 @@ class Mixture(Dataset):
         if "class_label" in item:
             item["class_label"] += self.first_labels[turn]
         return item
+
+    def captions(self) -> list[str]:
+        """Captions of all data sets."""
+        return [caption for dataset in self.datasets for caption in dataset.captions()]

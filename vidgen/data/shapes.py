@@ -235,6 +235,10 @@ class ShapesWorld(Dataset):
         """The scene of item `index`, without rendering it."""
         return self._scene(index)[0]
 
+    def captions(self) -> list[str]:
+        """Captions that together have every word of this world's."""
+        return [self.scene(index).caption for index in range(min(1024, self.length))]
+
     def _scene(self, index: int) -> tuple[Scene, torch.Generator]:
         generator = item_generator(self.seed, index)
         scene = sample_scene(generator=generator, objects=self.objects, hold_out=self.hold_out, favour=self.favour)

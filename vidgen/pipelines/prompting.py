@@ -137,11 +137,11 @@ class PromptedVideo:
             return TextStates(embeds.to(device, dtype), mask.to(device))
         assert prompt is not None
         bring_onto_device(self.text_encoder)
-        if is_timeline(prompt):
-            text = side_by_side(self.text_encoder.encode([entry for _, entry in prompt]))
-        else:
-            texts: Any = [prompt] if isinstance(prompt, str) else prompt
-            text = self.text_encoder.encode(texts)
+        timeline = is_timeline(prompt)
+        texts: Any = [entry for _, entry in prompt] if timeline else [prompt] if isinstance(prompt, str) else prompt
+        self.text_encoder.warn_of_strange_words(texts)
+        text = self.text_encoder.encode(texts)
+        text = side_by_side(text) if timeline else text
         return TextStates(text.states.to(device, dtype), text.mask.to(device))
 
 

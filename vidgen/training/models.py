@@ -21,7 +21,7 @@ from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_TRAINING = (  # whatever they are, the same weights fit
     *("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight"),
-    *("smallest_ratio", "time_order_share", "level_mean", "level_std"),
+    *("smallest_ratio", "time_order_share", "level_mean", "level_std", "vocabulary"),
 )
 FRESH_WITH_OTHER_TASKS = ("task_embedding.",)
 FRESH_WITH_OTHER_TOKENS = (
@@ -75,6 +75,7 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
         told, before = pipeline.text_encoder, earlier.text_encoder
         if told.trained_jointly and isinstance(told, ClassEncoder) == isinstance(before, ClassEncoder):
             take_weights(told, before, source=run.init_from)
+            told.meet(before.config.get("vocabulary", ()))
     return pipeline
 
 

@@ -49,6 +49,7 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
     if not pipeline.text_encoder.trained_jointly:
         pipeline.text_encoder.to(accelerator.device).eval().requires_grad_(False)
     clips: Dataset = training_clips(run.data, captions_required=run.drop_text < 1)
+    pipeline.text_encoder.meet(clips.captions())  # pyright: ignore[reportAttributeAccessIssue]
     held_out = validation_clips(run.data)
     endless, join = run.data.is_world, collate
     if run.cached_clips > 0:
