@@ -194,9 +194,7 @@ def test_words_that_training_never_showed_draw_a_warning(tmp_path):
         warnings.simplefilter("error")
         again.warn_of_strange_words(["A blue circle", "", "green star!"])
         WordTextEncoder(width=24, layers=1, heads=3).warn_of_strange_words(["nobody wrote the words down"])
-    with pytest.warns(
-        UserWarning, match="never trained on 'cat', 'my'.* 7 words: !, a, blue, circle, green, red, star"
-    ):
+    with pytest.warns(UserWarning, match="on 'cat', 'my', .* 7 words: !, a, blue, circle, green, red, star"):
         again.warn_of_strange_words(["a red star", "my cat"])
 
 

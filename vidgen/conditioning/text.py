@@ -44,11 +44,11 @@ class TextEncoder(ModelMixin, ConfigMixin, ABC):
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """States of a batch of prompts; an empty prompt has no states."""
 
-    def meet(self, captions: Iterable[str]) -> None:  # noqa: B027  most encoders know their language already
-        """Remember the words that training shows."""
+    def meet(self, captions: Iterable[str]) -> None:
+        """Remember the words that training shows; for encoders that know no language of their own."""
 
-    def warn_of_strange_words(self, prompts: Sequence[str]) -> None:  # noqa: B027
-        """Warn of words that training never showed."""
+    def warn_of_strange_words(self, prompts: Sequence[str]) -> None:
+        """Warn of words that training never showed, where they were remembered."""
 
 
 class WordTextEncoder(TextEncoder, ConfigMixin):
@@ -61,7 +61,7 @@ class WordTextEncoder(TextEncoder, ConfigMixin):
         width, layers, heads: of the transformer.
         buckets: rows of the embedding table.
         max_words: longer prompts are an error.
-        vocabulary: words that training showed; a prompt with others draws a warning. Empty where nobody wrote them down.
+        vocabulary: words that training showed; a prompt with others draws a warning; empty: not known.
     """
 
     trained_jointly = True
