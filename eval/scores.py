@@ -113,7 +113,7 @@ def score(
     place: Path, name: str, suite: Callable[..., dict[str, Any]], settings: dict[str, Any], **how: Any
 ) -> dict[str, Any]:
     """The result of a suite with `settings` on a model, from `place` if it is there already; `how` changes nothing."""
-    fingerprint = hashlib.sha256(f"{suite.__name__} {settings} {weights_of(name)}".encode()).hexdigest()[:16]
+    fingerprint = fingerprint_of(suite.__name__, settings, name)
     if place.is_file():
         result = json.loads(place.read_text())
         if result.get("fingerprint") == fingerprint:
@@ -126,6 +126,11 @@ def score(
     write_json(place, result)
     print(place.stem, answers(result), flush=True)
     return result
+
+
+def fingerprint_of(suite: str, settings: dict[str, Any], name: str) -> str:
+    """What a result says of the question and the weights that it belongs to."""
+    return hashlib.sha256(f"{suite} {settings} {weights_of(name)}".encode()).hexdigest()[:16]
 
 
 def weights_of(name: str) -> str:

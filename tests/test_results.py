@@ -1,0 +1,48 @@
+"""Do the committed scores belong to the weights that are shipped?"""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import vidgen
+from vidgen.nn.fingerprint import weights_sha256
+
+ROOT = Path(__file__).parent.parent
+ASKED = {
+    "obedience": ("evaluate_obedience", {"num_prompts": 300, "objects": 1}),
+    "obedience_two_objects": ("evaluate_obedience", {"num_prompts": 300, "objects": 2}),
+    "timelines": ("evaluate_timelines", {"num_prompts": 100}),
+    "long": ("evaluate_long", {"num_prompts": 100}),
+    "continuation": ("evaluate_continuation", {"num_prompts": 100}),
+    "speed": ("measure_sampling", {"num_prompts": 5}),
+}
+
+
+@pytest.fixture(scope="module")
+def scores() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("scores", ROOT / "eval" / "scores.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("suite", ASKED)
+def test_scores_are_of_the_shipped_weights(scores: ModuleType, suite: str):
+    names = [*scores.PIPELINES, *(scores.TOKENIZERS if suite.startswith("obedience") else ())]
+    for name in names:
+        result = json.loads((scores.RESULTS / f"{suite}_{name}.json").read_text())
+        assert result["fingerprint"] == scores.fingerprint_of(*ASKED[suite], name), f"{name}: `make scores` again"
+        assert result["model"].removesuffix(" (ceiling)") == name
+
+
+@pytest.mark.parametrize("clips", ["shapes_world", "real_clips"])
+def test_reconstruction_is_of_the_shipped_tokenizers(scores: ModuleType, clips: str):
+    report = json.loads((scores.RESULTS / f"reconstruction_{clips}.json").read_text())
+    found = {subject["name"]: subject["identity"].get("weights_sha256") for subject in report["subjects"]}
+    assert set(scores.RECONSTRUCTED) <= set(found)
+    for name in scores.RECONSTRUCTED:
+        assert found[name] == weights_sha256(vidgen.load(name)), f"{name}: `make scores` again"
