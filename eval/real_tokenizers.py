@@ -190,15 +190,17 @@ def score(settings: Settings) -> list[dict[str, Any]]:
     if settings.squeezenet_weights is not None:
         distances.append(SqueezeNetDistance.from_file(settings.squeezenet_weights))
     rows: list[dict[str, Any]] = []
+    identities: dict[str, Any] = {}
     for model in settings.models:
         subject = tokenizer_subject(model)
+        identities[subject.name] = subject.identity()
 
         def scored(one: Subject, *, of: str = subject.name) -> SubjectResult:
             found = evaluate(
                 [one], clips, protocol=PROTOCOL, distances=distances, records=settings.records / of
             ).subjects[0]
             rows.append(table_row(found, equal_to=of))
-            write(settings, rows, clips)
+            write(settings, rows, clips, identities)
             return found
 
         own = scored(subject)
@@ -209,9 +211,9 @@ def score(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def write(settings: Settings, rows: list[dict[str, Any]], clips: ClipSet) -> None:
+def write(settings: Settings, rows: list[dict[str, Any]], clips: ClipSet, identities: dict[str, Any]) -> None:
     write_csv(settings.results, rows)
-    result = {"rows": rows, "clips": clips.to_json(), "protocol": PROTOCOL.to_json()}
+    result = {"rows": rows, "clips": clips.to_json(), "protocol": PROTOCOL.to_json(), "tokenizers": identities}
     write_json(settings.results.with_suffix(".json"), {**result, "environment": environment_stamp()})
 
 
