@@ -18,7 +18,13 @@ from vidgen.nn.random import seeded
 from vidgen.pipelines import VideoPipeline
 from vidgen.tokenizers import Tokenizer
 
-TOKENIZERS = {"shapes-fsq": 22, "shapes-kl": 22, "worlds-fsq": 22, "real-kl": 20}  # with the PSNR of a rendered video
+TOKENIZERS = {
+    "shapes-fsq": 22,
+    "shapes-kl": 22,
+    "worlds-fsq": 22,
+    "real-fsq": 20,
+    "real-kl": 20,
+}  # with the PSNR of a rendered video
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
 OF_TASKS = "worlds-tasks"
 PROMPT = "a large yellow star moving right on a navy background"
@@ -49,7 +55,7 @@ def test_tokenizers_give_a_rendered_video_back(name):
     video = render(scene, num_frames=17, height=64, width=64, generator=torch.Generator().manual_seed(5))[None]
     restored = tokenizer.decode(tokenizer.encode(video))
     assert -10 * ((restored - video) / 2).square().mean().log10() > TOKENIZERS[name]
-    if name != "real-kl":  # which has never seen flat colours and hard edges
+    if not name.startswith("real"):  # which have never seen flat colours and hard edges
         assert judge(restored[0], scene).colour_motion_background
 
 

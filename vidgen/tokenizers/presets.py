@@ -54,7 +54,7 @@ SHAPES = {
     "squared_weight": 4.0,
 }
 BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "decoder_depth": 3}
-# Below five million parameters, for CPUs; --data is a folder of real clips (tokenizers/README.md).
+# Two million parameters, for CPUs; --data is a folder of real clips (tokenizers/README.md).
 REAL = {"stride": (4, 8, 8), "patch": 4, "widths": (64, 128, 160), "depth": 1, "decoder_depth": 2}
 DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth": 2, "decoder_depth": 3}
 # Pixel terms are means here and KL is a mean over tokens. VidTok and VidTwin sum pixels over a frame, and they and
