@@ -18,13 +18,8 @@ from vidgen.nn.random import seeded
 from vidgen.pipelines import VideoPipeline
 from vidgen.tokenizers import Tokenizer
 
-TOKENIZERS = {
-    "shapes-fsq": 22,
-    "shapes-kl": 22,
-    "worlds-fsq": 22,
-    "real-fsq": 20,
-    "real-kl": 20,
-}  # with the PSNR of a rendered video
+# with the PSNR of a rendered video
+TOKENIZERS = {"shapes-fsq": 22, "shapes-kl": 22, "worlds-fsq": 22, "real-fsq": 20, "real-kl": 20}
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
 OF_TASKS = "worlds-tasks"
 PROMPT = "a large yellow star moving right on a navy background"

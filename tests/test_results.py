@@ -46,3 +46,10 @@ def test_reconstruction_is_of_the_shipped_tokenizers(scores: ModuleType, clips: 
     assert set(scores.RECONSTRUCTED) <= set(found)
     for name in scores.RECONSTRUCTED:
         assert found[name] == weights_sha256(vidgen.load(name)), f"{name}: `make scores` again"
+
+
+def test_scores_on_real_video_are_of_the_shipped_tokenizers(scores: ModuleType):
+    found = json.loads((scores.RESULTS / "real_tokenizers.json").read_text())["tokenizers"]
+    assert set(found) == {"real-fsq", "real-kl"}
+    for name, identity in found.items():
+        assert identity["weights_sha256"] == weights_sha256(vidgen.load(name)), f"{name}: eval/real_tokenizers.py again"
