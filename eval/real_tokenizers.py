@@ -53,7 +53,7 @@ class Settings:
 
     clips: tyro.conf.Positional[Path]
     """Folder of unseen pieces."""
-    models: tuple[str, ...] = ("real-kl",)
+    models: tuple[str, ...] = ("real-fsq", "real-kl")
     """Folders of tokenizers, or names of built-in ones."""
     squeezenet_weights: Path | None = None
     """ImageNet SqueezeNet 1.0, for the perceptual distance."""
