@@ -11,6 +11,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stochastic-vq": {"codes": 32, "channels": 4},
     "joint-vq": {"codes": 32, "semantic_channels": 3, "pixel_channels": 2},
     "gumbel": {"codes": 16, "channels": 4},
+    "adacode": {"codes": 32, "channels": 4, "count": 3, "levels": 5},
     "fsq": {"levels": [5, 4, 3]},
     "lfq": {"bits": 6},
     "bsq": {"bits": 6},
@@ -34,6 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"inner": "vq", "options": {"codes": 16, "channels": 4, "cosine": False}, "count": 3, "dropout": 0.5},
     ),
     "residual lfq": ("residual", {"inner": "lfq", "options": {"bits": 5}, "count": 3}),
+    "adacode, kept": ("adacode", {"codes": 32, "channels": 4, "count": 3, "levels": 5, "kept": 2, "dropout": 0.5}),
     "product of residuals": (
         "product",
         {

@@ -236,6 +236,7 @@ def test_attention_over_a_grid_goes_through_attention3d_alone():
         ("vidgen.nn.reduced_attention", "ReducedAttention"),
         ("vidgen.generators.masked_efficient", "SparseBlock"),
         ("vidgen.nn.llama", "LlamaAttention"),
+        ("vidgen.tokenizers.guided_decoder", "KnownAttention"),
     }
 
 

@@ -37,13 +37,14 @@ PARAMETERS = {
     "base-joint-vq": 15_287_476,
     "base-lfq": 15_050_910,
     "base-bsq": 15_050_910,
+    "base-adacode": 15_029_472,
     "base-residual-vq": 14_943_380,
     "base-residual-fsq": 14_900_368,
     "base-product-vq": 15_029_404,
     "deep-kl": 29_055_020,
     "magvit-v2": 72_697_621,
     "beit-dvae": 99_589_123,
-    "motionaura-tokenizer": 37_063_187,
+    "motionaura-tokenizer": 28_076_051,
     "vidtok-kl": 50_658_571,
     "vidtok-fsq-8x8x8": 51_392_264,
     "vidtok-kl-4x16x16": 72_870_691,
@@ -60,6 +61,9 @@ PARAMETERS = {
     "bsq-vit-36": 170_397_924,
     "vq-kd": 171_277_088,
     "imagefolder": 171_326_272,
+    "ccvit-centroids": 37_056,
+    "put-tokenizer": 13_004_672,
+    "tooncrafter-decoder": 47_948_491,
     "vitok-s-b": 128_753_696,
     "vitok-s-l": 426_500_768,
     "larp": 193_462_432,
@@ -420,6 +424,8 @@ def test_bf16_autocast_gives_nearly_the_exact_pixels(bottleneck: str):
 @each_preset
 def test_training_losses_reach_every_weight(preset: str):
     tokenizer = tiny(preset).train()
+    if preset == "ccvit-centroids":  # more centroids than patches: the first clips come back without an error
+        tokenizer.training_losses(clip(6, 20, 17, batch=2, seed=1), generators=seeded([0, 1]))
     losses = tokenizer.training_losses(clip(6, 20, 17, batch=2), generators=seeded([0, 1]))
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values(), torch.zeros(())).backward()

@@ -313,6 +313,19 @@ def test_more_tokens_of_a_trained_tail_drop_tokenizer_give_a_better_video():
     assert errors[0] > errors[1] > errors[2]
 
 
+def test_causal_queries_never_see_later_ones_and_patches_never_see_queries():
+    tokenizer = small("one-d-piece", causal_queries=True)
+    video = clip(8)
+    (before,) = tokenizer.features(video)
+    with torch.no_grad():
+        tokenizer.query[10] += 1.0
+    (after,) = tokenizer.features(video)
+    assert torch.equal(after[:, :10], before[:, :10])
+    assert ((after - before)[:, 10:].abs().amax(dim=-1) > 1e-5).all()
+    train(tokenizer, smooth(8), steps=40)
+    assert error(tokenizer, smooth(8)) < 0.5
+
+
 def test_a_prefix_is_refused_where_it_means_nothing():
     tokenizer = small("larp")
     latents = tokenizer.encode(clip(8))

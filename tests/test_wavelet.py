@@ -91,7 +91,7 @@ def test_a_tokenizer_with_any_front_streams_and_gives_back_what_went_in(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"front": "dct"}, "unknown front 'dct'; one of patch, haar"),
+        ({"front": "dct"}, "front is one of patch, haar and block one of residual, inverted, got 'dct', 'residual'"),
         (
             {"patch_frames": 8},
             r"patch_frames must divide the temporal stride, got 8 and stride \(4, 8, 8\); use up to 4",

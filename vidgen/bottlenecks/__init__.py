@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from vidgen.bottlenecks.adacode import AdaCode
 from vidgen.bottlenecks.ae import AE
 from vidgen.bottlenecks.base import Bottleneck, Bottlenecked, Quantizer
 from vidgen.bottlenecks.bsq import BSQ
@@ -25,6 +26,7 @@ BOTTLENECKS: dict[str, type[Bottleneck]] = {
     "stochastic-vq": StochasticVQ,
     "joint-vq": JointVQ,
     "gumbel": Gumbel,
+    "adacode": AdaCode,
     "fsq": FSQ,
     "lfq": LFQ,
     "bsq": BSQ,
@@ -40,6 +42,7 @@ __all__ = [
     "KL",
     "LFQ",
     "VQ",
+    "AdaCode",
     "Bottleneck",
     "Bottlenecked",
     "Gumbel",

@@ -59,10 +59,10 @@ class Codebook(nn.Module):
         self.started.fill_(True)
 
     @torch.no_grad()
-    def learn(self, vectors: Tensor, ids: Tensor) -> None:
-        """Move the codes towards their members: `… c`, `…`."""
+    def learn(self, vectors: Tensor, ids: Tensor, weights: Tensor | None = None) -> None:
+        """Move the codes towards their members: `… c`, `…`, and how much each member counts, `…`."""
         members = vectors.detach().reshape(-1, vectors.shape[-1])
-        counts, sums = self._totals(members, ids.flatten())
+        counts, sums = self._totals(members, ids.flatten(), None if weights is None else weights.flatten())
         self.counts.lerp_(counts.to(self.counts.dtype), 1 - self.decay)
         self.sums.lerp_(sums.to(self.sums.dtype), 1 - self.decay)
         total = self.counts.sum()
@@ -73,10 +73,11 @@ class Codebook(nn.Module):
     def _placed(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
-    def _totals(self, members: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _totals(self, members: Tensor, ids: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Number and sum of the members of each code over all processes."""
-        counts = members.new_zeros(len(self.vectors)).index_add_(0, ids, members.new_ones(len(members)))
-        sums = members.new_zeros(self.vectors.shape).index_add_(0, ids, members)
+        weights = members.new_ones(len(members)) if weights is None else weights.to(members.dtype)
+        counts = members.new_zeros(len(self.vectors)).index_add_(0, ids, weights)
+        sums = members.new_zeros(self.vectors.shape).index_add_(0, ids, members * weights[:, None])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)

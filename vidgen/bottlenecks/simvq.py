@@ -43,6 +43,16 @@ class SimVQ(Quantizer):
         self.register_buffer("table", torch.randn(codes, channels) * channels**-0.5)
         self.turn = nn.Linear(channels, channels, bias=False)
 
+    def adopt(self, table: Tensor) -> None:
+        """Freeze other vectors `k c` in the place of the random ones, as SPAE (arXiv 2306.17842) a model's words.
+
+        Their mean is taken away and their spread made that of the random ones, which the encoder's outputs begin with.
+        """
+        if table.shape != self.table.shape:
+            raise ValueError(f"expected a table of shape {tuple(self.table.shape)}, got {tuple(table.shape)}")
+        table = table.detach().double() - table.detach().double().mean(dim=0)
+        self.table.copy_(table * (table.square().mean() * self.channels).rsqrt())
+
     def codes(self) -> Tensor:
         """`k c`, always the whole table: a matrix product of fewer rows can differ in the last bit."""
         return F.linear(self.table, self.turn.weight)

@@ -76,6 +76,7 @@ class CausalConv3d(nn.Module):
 
     Args:
         kernel, stride: along t, h, w; odd kernels.
+        depthwise: each channel by itself.
     """
 
     def __init__(
@@ -85,10 +86,12 @@ class CausalConv3d(nn.Module):
         *,
         kernel: tuple[int, int, int],
         stride: tuple[int, int, int] = (1, 1, 1),
+        depthwise: bool = False,
     ) -> None:
         super().__init__()
         padding = (0, kernel[1] // 2, kernel[2] // 2)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding)
+        groups = in_channels if depthwise else 1
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, groups=groups)
         self.at_start = kernel[0] - 1
         self.between = kernel[0] - stride[0]
 

@@ -227,11 +227,14 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
 
     @torch.no_grad()
     def decode(self, latents: Latents, output_type: str = "pil", known: tuple[Tensor, Tensor] | None = None) -> Frames:
-        """Frames of latents; `known` pixels (video, where) are put back unchanged."""
-        video = torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
-        if known is not None:
+        """Frames of latents; `known` pixels (video, where) come back unchanged, and guide a decoder that can be."""
+        if known is None:
+            video = torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
+        else:
+            bring_onto_device(self.video_tokenizer)
+            latents = latents.to(self._execution_device, self.video_tokenizer.dtype)
             pixels, where = known
-            video = torch.where(where, pixels, video)
+            video = self.video_tokenizer.decode_known(latents, pixels, where)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     def finish(

@@ -7,8 +7,10 @@ from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenize
 from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
+from vidgen.tokenizers.guided_decoder import GuidedDecoderTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.patchwise import PatchwiseTokenizer
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
 
@@ -19,8 +21,10 @@ TOKENIZERS = (
     DiffusionDecoderTokenizer,
     FactorisedViTTokenizer,
     FrameCausalViTTokenizer,
+    GuidedDecoderTokenizer,
     HolisticTokenizer,
     KeyframeMotionTokenizer,
+    PatchwiseTokenizer,
     StructureDynamicsTokenizer,
     TubeletViTTokenizer,
 )
@@ -34,8 +38,10 @@ __all__ = [
     "DiffusionDecoderTokenizer",
     "FactorisedViTTokenizer",
     "FrameCausalViTTokenizer",
+    "GuidedDecoderTokenizer",
     "HolisticTokenizer",
     "KeyframeMotionTokenizer",
+    "PatchwiseTokenizer",
     "StructureDynamicsTokenizer",
     "Tokenizer",
     "TubeletViTTokenizer",

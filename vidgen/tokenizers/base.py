@@ -66,6 +66,18 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
         Discrete latents decode their ids. `steps` and `generators` are for decoders that denoise.
         """
 
+    def decode_known(self, latents: Latents, known: Tensor, where: Tensor) -> Tensor:
+        """`decode` of a video some pixels of which are known, and come back unchanged.
+
+        Args:
+            latents: of the whole video.
+            known: `b 3 t h w` of `latents.size`; what it holds elsewhere does not matter.
+            where: bool, `b 1 t h w`, which pixels are known.
+        """
+        check_known(known, where, len(latents), latents.size)
+        decoded = self.decode(latents)
+        return torch.where(where, known, decoded.to(known.dtype))
+
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
         """Latents of a video that comes in chunks `b 3 t h w` of any lengths, in constant memory."""
         raise ValueError(f"{type(self).__name__} sees the whole clip at once (spec.streamable is False); use encode")
@@ -144,6 +156,15 @@ def check_pixels(video: Tensor) -> None:
                 f"expected a video of floats in [-1, 1], got {low.item():g} to {high.item():g}; divide 0…255 by 127.5 "
                 "and subtract 1, and look for NaN where it comes from"
             )
+
+
+def check_known(known: Tensor, where: Tensor, batch: int, size: VideoSize) -> None:
+    """ValueError unless these are known pixels, and which of them are, of `batch` videos of `size`."""
+    if known.shape != (batch, 3, *size) or where.shape != (batch, 1, *size) or where.dtype != torch.bool:
+        raise ValueError(
+            f"expected known pixels of shape {(batch, 3, *size)} and a bool mask of shape {(batch, 1, *size)}, got "
+            f"{tuple(known.shape)} and {where.dtype} {tuple(where.shape)}"
+        )
 
 
 def reconstruction_losses(

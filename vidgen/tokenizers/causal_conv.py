@@ -32,20 +32,50 @@ class ResidualBlock(nn.Module):
         return x + h
 
 
+class InvertedBlock(nn.Module):
+    """norm, SiLU, pointwise to four times the width; norm, SiLU, depthwise convolution in space and time; norm, SiLU,
+    pointwise back; skip (MobileNetV2's inverted residual, arXiv 1801.04381, as MotionAura has it, arXiv 2410.07659)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = 4 * channels
+        self.norm_in = ActivatedChannelNorm(channels)
+        self.expand = CausalConv3d(channels, inner, kernel=(1, 1, 1))
+        self.norm_inner = ActivatedChannelNorm(inner)
+        self.conv = CausalConv3d(inner, inner, kernel=(3, 3, 3), depthwise=True)
+        self.norm_out = ActivatedChannelNorm(inner)
+        self.project = CausalConv3d(inner, channels, kernel=(1, 1, 1))
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        h = self.expand(self.norm_in(x))
+        h = self.conv.after(self.norm_inner, h, cache)
+        return x + self.project(self.norm_out(h))
+
+
+BLOCKS: dict[str, type[nn.Module]] = {"residual": ResidualBlock, "inverted": InvertedBlock}
+
+
 class Encoder(nn.Module):
     """`b 3 t h w -> b c t' h' w'`: pixels folded, then residual blocks and downsampling."""
 
     def __init__(
-        self, *, folding: Folding, widths: tuple[int, ...], factors: list[Factor], depth: int, out_channels: int
+        self,
+        *,
+        folding: Folding,
+        widths: tuple[int, ...],
+        factors: list[Factor],
+        depth: int,
+        out_channels: int,
+        block: type[nn.Module],
     ) -> None:
         super().__init__()
         self.folding = folding
         self.conv_in = CausalConv3d(3 * folding.pixels, widths[0], kernel=(1, 1, 1))
         layers: list[nn.Module] = []
         for width, next_width, factor in zip(widths[:-1], widths[1:], factors, strict=True):
-            layers += [ResidualBlock(width) for _ in range(depth)]
+            layers += [block(width) for _ in range(depth)]
             layers.append(Downsample(width, next_width, factor=factor))
-        layers += [ResidualBlock(widths[-1]) for _ in range(depth)]
+        layers += [block(widths[-1]) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)
         self.norm_out = ActivatedChannelNorm(widths[-1])
         self.conv_out = CausalConv3d(widths[-1], out_channels, kernel=(1, 1, 1))
@@ -69,15 +99,22 @@ class Decoder(nn.Module):
     """`b c t' h' w' -> b 3 t h w`: the encoder backwards."""
 
     def __init__(
-        self, *, folding: Folding, widths: tuple[int, ...], factors: list[Factor], depth: int, in_channels: int
+        self,
+        *,
+        folding: Folding,
+        widths: tuple[int, ...],
+        factors: list[Factor],
+        depth: int,
+        in_channels: int,
+        block: type[nn.Module],
     ) -> None:
         super().__init__()
         self.folding = folding
         self.conv_in = CausalConv3d(in_channels, widths[-1], kernel=(3, 3, 3))
-        layers: list[nn.Module] = [ResidualBlock(widths[-1]) for _ in range(depth)]
+        layers: list[nn.Module] = [block(widths[-1]) for _ in range(depth)]
         for width, next_width, factor in zip(widths[:0:-1], widths[-2::-1], factors[::-1], strict=True):
             layers.append(Upsample(width, next_width, factor=factor))
-            layers += [ResidualBlock(next_width) for _ in range(depth)]
+            layers += [block(next_width) for _ in range(depth)]
         self.layers = nn.ModuleList(layers)
         self.norm_out = ActivatedChannelNorm(widths[0])
         self.conv_out = CausalConv3d(widths[0], 3 * folding.pixels, kernel=(1, 1, 1))
@@ -120,6 +157,7 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         patch_frames: frames folded into channels before the first convolution; divides the temporal stride.
         token_patch: positions of the trunk on each side of a token, whose vector is theirs one after the other: 2 makes
             a quarter of the tokens, each with four times the channels (and with a `product` bottleneck the ids).
+        block: "residual", or "inverted" for mobile inverted bottlenecks.
     """
 
     @register_to_config
@@ -137,10 +175,13 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         front: str = "patch",
         patch_frames: int = 1,
         token_patch: int = 1,
+        block: str = "residual",
     ) -> None:
         super().__init__()
-        if front not in FOLDINGS:
-            raise ValueError(f"unknown front {front!r}; one of {', '.join(FOLDINGS)}")
+        if front not in FOLDINGS or block not in BLOCKS:
+            raise ValueError(
+                f"front is one of {', '.join(FOLDINGS)} and block one of {', '.join(BLOCKS)}, got {front!r}, {block!r}"
+            )
         self.trunk_stride = trunk_stride(stride, token_patch)
         factors = halvings(self.trunk_stride, patch, patch_frames)
         if len(widths) != len(factors) + 1:
@@ -161,10 +202,9 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.token_patch = token_patch
         out_channels = per_position(self.bottleneck.in_channels, token_patch)
         in_channels = per_position(self.bottleneck.channels, token_patch)
-        self.encoder = Encoder(folding=folding, widths=widths, factors=factors, depth=depth, out_channels=out_channels)
-        self.decoder = Decoder(
-            folding=folding, widths=widths, factors=factors, depth=decoder_depth, in_channels=in_channels
-        )
+        trunk: Any = {"folding": folding, "widths": widths, "factors": factors, "block": BLOCKS[block]}
+        self.encoder = Encoder(depth=depth, out_channels=out_channels, **trunk)
+        self.decoder = Decoder(depth=decoder_depth, in_channels=in_channels, **trunk)
         self.reach = self.encoder.reach(), self.decoder.reach()
         self.register_statistics(self.bottleneck.channels)
 

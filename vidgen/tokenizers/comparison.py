@@ -14,7 +14,15 @@ from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
-from vidgen.tokenizers.presets import SHAPES, TINY_FACTORISED, TINY_HOLISTIC, TOKENIZER_PRESETS, TokenizerPreset
+from vidgen.tokenizers.patchwise import PatchwiseTokenizer
+from vidgen.tokenizers.presets import (
+    SHAPES,
+    TINY_FACTORISED,
+    TINY_HOLISTIC,
+    TINY_PATCHWISE,
+    TOKENIZER_PRESETS,
+    TokenizerPreset,
+)
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
 
@@ -49,6 +57,7 @@ COMPARED_BOTTLENECKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "residual-lfq": ("residual", {"inner": "lfq", "options": {"bits": 10}, "count": 4, "dropout": 0.25}),
     "product-vq": ("product", {"inner": "vq", "options": VQ, "count": 2, "disentangle": 0.1}),
+    "adacode": ("adacode", {"codes": 1024, "channels": 8, "count": 4, "dropout": 0.25}),
 }
 
 WIDTHS = {"width": 128, "heads": 4, "squared_weight": 4.0}
@@ -110,6 +119,11 @@ COMPARED_TRUNKS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
         KeyframeMotionTokenizer,
         {"windows": (0, 0, 0, 0), "reach": 4, "refiner_width": 24, **WIDTHS},  # whole frames: a wide one takes an hour
         {**TINY_VIT, "windows": (0,), "refiner_width": 8, "refiner_layers": 1},
+    ),
+    "patches": (
+        PatchwiseTokenizer,
+        {"stride": (4, 8, 8), "width": 160, "layers": 4, "decoder_layers": 4, "squared_weight": 4.0},
+        TINY_PATCHWISE,
     ),
 }
 

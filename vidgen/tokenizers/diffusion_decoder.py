@@ -4,21 +4,21 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks the loader up in this module
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidgen.latents import Latents, LatentSpec, VideoSize
+from vidgen.latents import Latents
 from vidgen.nn.causal_conv import CausalConv3d, StreamCache
 from vidgen.nn.folding import PatchFolding
 from vidgen.nn.norms import ActivatedChannelNorm, ChannelRMSNorm
 from vidgen.nn.positions import level_features
 from vidgen.nn.random import Generators, rand, randn, seeded
-from vidgen.tokenizers.base import Critic, PixelTerms, Tokenizer, check_video
+from vidgen.tokenizers.base import Critic, check_video
 from vidgen.tokenizers.blockwise import in_blocks, pad
+from vidgen.tokenizers.wrapping import WrappingTokenizer
 
 LEAST_LEVEL = 0.1  # below it errors of the clean video would count more than 100 times
 STEPS = 3  # ε-VAE decodes in one to three
@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
         return coarse + change[..., :h, :w]
 
 
-class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
+class DiffusionDecoderTokenizer(WrappingTokenizer, ConfigMixin):
     """The tokens of any tokenizer, decoded by flow matching that is conditioned on what its own decoder makes of them.
 
     ε-VAE (arXiv 2410.04081) replaces the decoder of an autoencoder by a denoiser that sees the latents upsampled; here
@@ -101,57 +101,12 @@ class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
                 "patch, depth and block_frames must be at least 1 and width even, got "
                 f"{patch}, {depth}, {block_frames} and width {width}"
             )
-        from vidgen import tokenizers
+        self.register_encoder(encoder_config, freeze=freeze_encoder)
+        self.build_decoder()
+        self.block_frames, self.flow_weight = block_frames, flow_weight
 
-        kinds = {kind.__name__: kind for kind in tokenizers.TOKENIZERS}
-        name = encoder_config.get("_class_name")
-        if name not in kinds:
-            raise ValueError(f"encoder_config needs a _class_name of {', '.join(kinds)}; got {name}")
-        self.encoder: Tokenizer = kinds[name].from_config(encoder_config)  # pyright: ignore[reportAttributeAccessIssue]
-        self.denoiser = Denoiser(patch=patch, width=width, depth=depth)
-        self.block_frames, self.freeze_encoder, self.flow_weight = block_frames, freeze_encoder, flow_weight
-        self.encoder.requires_grad_(not freeze_encoder)
-
-    @classmethod
-    def around(cls, encoder: Tokenizer, **options: Any) -> "DiffusionDecoderTokenizer":
-        """A fresh denoiser around `encoder`; `options` as for the constructor.
-
-        `encoder` is shared, not copied; with `freeze_encoder` its weights require no gradient from then on.
-        """
-        config = {name: value for name, value in encoder.config.items() if not name.startswith("_")}
-        with init_empty_weights():
-            shell = cls({"_class_name": type(encoder).__name__, **config}, **options)
-        shell.encoder = encoder.requires_grad_(not shell.freeze_encoder)
-        sizes = {name: shell.config[name] for name in ("patch", "width", "depth")}
-        shell.denoiser = Denoiser(**sizes).to(encoder.device, encoder.dtype)
-        return shell.train(encoder.training)
-
-    @property
-    def spec(self) -> LatentSpec:
-        return self.encoder.spec
-
-    # tokens are those of the wrapped tokenizer
-
-    def encode(self, video: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Latents:
-        return self.encoder.encode(video, sample=sample, generators=generators)
-
-    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
-        return self.encoder.encode_stream(chunks)
-
-    def reals_from_ids(self, ids: Tensor, size: VideoSize | None = None) -> Tensor:
-        return self.encoder.reals_from_ids(ids, size)
-
-    def ids_from_reals(self, tokens: Tensor, size: VideoSize | None = None) -> Tensor:
-        return self.encoder.ids_from_reals(tokens, size)
-
-    def standardise(self, vectors: Tensor) -> Tensor:
-        return self.encoder.standardise(vectors)
-
-    def unstandardise(self, tokens: Tensor) -> Tensor:
-        return self.encoder.unstandardise(tokens)
-
-    def fit_statistics(self, videos: Iterable[Tensor]) -> None:
-        self.encoder.fit_statistics(videos)
+    def build_decoder(self) -> None:
+        self.denoiser = Denoiser(patch=self.config["patch"], width=self.config["width"], depth=self.config["depth"])
 
     # decoding
 
@@ -196,41 +151,18 @@ class DiffusionDecoderTokenizer(Tokenizer, ConfigMixin):
         self, video: Tensor, *, generators: Generators, critic: Critic | None = None
     ) -> dict[str, Tensor]:
         check_video(video)
-        if self.freeze_encoder:
-            if critic is not None:
-                raise ValueError(
-                    "perceptual, adversarial and other pixel terms judge the wrapped decoder, and freeze_encoder keeps "
-                    "it as it is; set freeze_encoder to False or leave these terms out (pixel_loss own, weights 0)"
-                )
-            losses, coarse = {}, self.encoder.decode(self.encoder.encode(video))
-        else:
-            watching = WatchingCritic(critic)
-            losses = self.encoder.training_losses(video, generators=generators, critic=watching)
-            coarse = watching.fake
-            if coarse.shape != video.shape:
-                raise ValueError(
-                    f"{type(self.encoder).__name__} trains on parts of its clips, such as {tuple(coarse.shape)} of "
-                    f"{tuple(video.shape)}; train it alone first, then with freeze_encoder=True"
-                )
+        if self.freeze_encoder and critic is not None:
+            raise ValueError(
+                "perceptual, adversarial and other pixel terms judge the wrapped decoder, and freeze_encoder keeps "
+                "it as it is; set freeze_encoder to False or leave these terms out (pixel_loss own, weights 0)"
+            )
+        coarse, losses = self.coarse_and_losses(video, generators=generators, critic=critic)
         noise = randn(video.shape, generators, like=video)
         level = LEAST_LEVEL + (1 - LEAST_LEVEL) * rand((len(video),), generators, like=video)
         t = level[:, None, None, None, None]
         noisy = (1 - t) * video + t * noise
         velocity = (noisy - self.denoiser(noisy, level, coarse)) / t
         return {**losses, "flow": self.flow_weight * (velocity - (noise - video)).float().square().mean()}
-
-
-class WatchingCritic:
-    """Passes the judging on, to `critic` or to the tokenizer's own terms, and remembers the reconstruction."""
-
-    fake: Tensor
-
-    def __init__(self, critic: Critic | None) -> None:
-        self.critic = critic
-
-    def __call__(self, real: Tensor, fake: Tensor, *, own: PixelTerms, last_layer: Tensor) -> dict[str, Tensor]:
-        self.fake = fake
-        return own(real, fake) if self.critic is None else self.critic(real, fake, own=own, last_layer=last_layer)
 
 
 def frame_noise(like: Tensor, *, start: int, seeds: list[int]) -> Tensor:

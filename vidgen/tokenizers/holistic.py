@@ -32,13 +32,15 @@ LARGEST_PRIOR = 2**16  # codes; the prior scores all of them at every token
 
 
 class JointTransformer(nn.Module):
-    """Blocks in which patches and tokens see each other, and a norm.
+    """Blocks in which patches and tokens see each other, and a norm; or, causal, patches each other alone, and each
+    token the patches and the tokens before it.
 
     Patches have a rotary place; tokens without one stand where the grid begins.
     """
 
-    def __init__(self, width: int, heads: int, *, layers: int) -> None:
+    def __init__(self, width: int, heads: int, *, layers: int, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm_out = RMSNorm(width)
         self.head_channels = width // heads
@@ -47,9 +49,11 @@ class JointTransformer(nn.Module):
         """`b n d`, `b m d` and the places of the patches `n 3` -> `b n d`, `b m d`."""
         x = torch.cat([patches, tokens], dim=1)
         turns = rotary(F.pad(places, (0, 0, 0, tokens.shape[1])), self.head_channels)
-        everything = AttentionSpec.sequence(x.shape[1])
+        pattern = AttentionSpec.sequence(x.shape[1])
+        if self.causal:
+            pattern = AttentionSpec.sequence(tokens.shape[1], causal=True, prefix=patches.shape[1])
         for block in self.blocks:
-            x = block(x, everything, turns)
+            x = block(x, pattern, turns)
         x = self.norm_out(x)
         return x[:, : patches.shape[1]], x[:, patches.shape[1] :]
 
@@ -109,6 +113,8 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
             predict.
         prior_width, prior_heads, prior_layers: of the prior.
         squared_weight: of the squared error beside the absolute one in training.
+        causal_queries: the encoder's queries never see later ones, so that a token adds to those before it ("Principal
+            Components", section 3.2).
     """
 
     @register_to_config
@@ -128,6 +134,7 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
         prior_heads: int = 6,
         prior_layers: int = 12,
         squared_weight: float = 1.0,
+        causal_queries: bool = False,
     ) -> None:
         super().__init__()
         self.stride = check_stride(stride)
@@ -145,7 +152,7 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
         # Quiet, and patches have rotary places alone: what queries start from must not drown what they gather, or all
         # clips begin with the same codes and quantizers stay there.
         self.query = nn.Parameter(0.02 * torch.randn(queries, width))
-        self.encoder = JointTransformer(width, heads, layers=layers)
+        self.encoder = JointTransformer(width, heads, layers=layers, causal=causal_queries)
         self.to_features = nn.Linear(width, bottleneck.in_channels)
         self.from_vectors = nn.Linear(bottleneck.channels, width)
         self.patch_query = nn.Parameter(torch.zeros(width))

@@ -9,8 +9,10 @@ from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
 from vidgen.tokenizers.diffusion_decoder import DiffusionDecoderTokenizer
 from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
+from vidgen.tokenizers.guided_decoder import GuidedDecoderTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.patchwise import PatchwiseTokenizer
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import SIZES, TubeletViTTokenizer
 
@@ -90,9 +92,29 @@ SEMANTICIST = {
     "stride": (4, 16, 16),
     "train_size": (16, 256, 256),
     "tail_drop": True,
+    "causal_queries": True,
     "prior_weight": 0.0,
 }
 
+# Autoencoders of images: PUT's of single patches, and one of Stable Diffusion's kind, whose latents ToonCrafter takes.
+PUT = {
+    "_class_name": "PatchwiseTokenizer",
+    "bottleneck_type": "vq",
+    "bottleneck_options": {"codes": 1024, "channels": 256, "cosine": False},
+}
+IMAGES = {
+    "_class_name": "CausalConvTokenizer",
+    "bottleneck_type": "kl",
+    "bottleneck_options": {"channels": 4, "weight": 1e-6},
+    "stride": (1, 8, 8),
+    "patch": 1,
+    "widths": (128, 256, 512, 512),
+    "depth": 2,
+    "decoder_depth": 3,
+}
+
+TINY_PATCHWISE = {"width": 16, "layers": 1, "decoder_layers": 1}
+TINY_GUIDE = {"width": 16, "depth": 1, "heads": 2}
 TINY_FACTORISED = {"width": 16, "heads": 2, "windows": (0, 2), "time_layers": 1, "past": 3, "block_frames": 8}
 TINY_TUBELET = {"encoder": (16, 1, 2), "decoder": (24, 2, 2)}
 TINY_FRAMES = {"width": 16, "heads": 2, "layers": 1, "past": 3}
@@ -203,6 +225,12 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_options={"bits": 18},
         **BASE,
     ),
+    "base-adacode": causal_conv(
+        "4 ids of 1,024 codes and their weights, few or many of them kept, at 4×8×8 for real video (M-AdaCode)",
+        bottleneck_type="adacode",
+        bottleneck_options={"codes": 1024, "channels": 16, "count": 4, "levels": 8, "dropout": 0.5},
+        **BASE,
+    ),
     "base-residual-vq": causal_conv(
         "4 ids of 2,048 codes a token, coarse to fine, at 4×8×8 for real video",
         bottleneck_type="residual",
@@ -265,7 +293,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         small={"widths": (4, 4, 4, 4), "depth": 1, "decoder_depth": 1},
     ),
     "motionaura-tokenizer": causal_conv(  # widths and depths of its code, which has no codebook to read the size from
-        "8,192 codes at 4×8×8, train with --frame-masking 0.25 (MotionAura's 3D-MBQ-VAE, its kind)",
+        "8,192 codes at 4×8×8, inverted bottlenecks, train with --frame-masking 0.25 (MotionAura's 3D-MBQ-VAE)",
         bottleneck_type="vq",
         bottleneck_options={"codes": 8192, "channels": 16},
         small_widths=4,
@@ -274,6 +302,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         widths=(128, 256, 256, 512),
         depth=3,
         decoder_depth=3,
+        block="inverted",
     ),
     "vidtok-kl": causal_conv(
         "4 real channels at 4×8×8 from full-resolution convolutions (VidTok's widths)",
@@ -393,6 +422,38 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
             "stride": (1, 16, 16),
         },
         small=TINY_FRAMES,
+    ),
+    "ccvit-centroids": TokenizerPreset(
+        about="8,192 centroids of patches at 1×8×8, pixels alone and nearly nothing to train (CCViT's)",
+        model=PatchwiseTokenizer,
+        config={
+            "bottleneck_type": "vq",
+            "bottleneck_options": {
+                "codes": 8192,
+                "channels": 192,
+                "cosine": False,
+                "commitment": 0.0,
+                "kmeans_steps": 20,
+            },
+            "layers": 0,
+            "decoder_layers": 0,
+        },
+        small={},
+    ),
+    "put-tokenizer": TokenizerPreset(
+        about="1,024 codes at 1×8×8, each patch by itself, decoded beside what surrounds a hole (PUT's P-VQVAE)",
+        model=GuidedDecoderTokenizer,
+        config={"encoder_config": PUT},
+        small={"encoder_config": {**PUT, **TINY_PATCHWISE}, **TINY_GUIDE},
+    ),
+    "tooncrafter-decoder": TokenizerPreset(
+        about="4 real channels at 1×8×8, decoded beside the first and the last frame (ToonCrafter's decoder, its kind)",
+        model=GuidedDecoderTokenizer,
+        config={"encoder_config": IMAGES},
+        small={
+            "encoder_config": {**IMAGES, "widths": (16, 16, 16, 16), "depth": 1, "decoder_depth": 1},
+            **TINY_GUIDE,
+        },
     ),
     "vitok-s-b": TokenizerPreset(
         about="16 real channels at 4×8×8, small encoder, base decoder, whole clips (ViTok S-B/4x8)",
