@@ -1,6 +1,5 @@
 """Does the comparison of tokenizers resume, go on after a failure, call a bad run bad, and compare like with like?"""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_module import recipe_module
 
 from vidgen.bottlenecks import BOTTLENECKS
 from vidgen.tokenizers import TOKENIZERS, GuidedDecoderTokenizer
@@ -20,13 +20,8 @@ CLIP = (17, 64, 64)
 
 
 @pytest.fixture(scope="module")
-def recipe(repository: Path) -> Any:
-    described = importlib.util.spec_from_file_location("compare_recipe", repository / "tokenizers" / "compare.py")
-    assert described is not None and described.loader is not None
-    module = importlib.util.module_from_spec(described)
-    sys.modules["compare_recipe"] = module
-    described.loader.exec_module(module)
-    return module
+def recipe() -> Any:
+    return recipe_module("tokenizers/compare.py")
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Does the table of generation speeds set a public decoder up like ours, and compare those that do the same work?"""
 
-import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipe_module import recipe_module
 
 GPT = """
 from dataclasses import dataclass
@@ -35,14 +34,9 @@ def generate(model, cond, max_new_tokens, cfg_scale):
 
 
 @pytest.fixture(scope="module")
-def speed(repository: Path) -> Any:
+def speed() -> Any:
     """The recipe as a module."""
-    described = importlib.util.spec_from_file_location("generation_speed", repository / "eval" / "generation_speed.py")
-    assert described is not None and described.loader is not None
-    module = importlib.util.module_from_spec(described)
-    sys.modules["generation_speed"] = module
-    described.loader.exec_module(module)
-    return module
+    return recipe_module("eval/generation_speed.py")
 
 
 def test_a_folder_that_is_no_checkout_of_llamagen_is_refused(speed, tmp_path):

@@ -1,6 +1,5 @@
 """Does the run of everything that needs a GPU (`make gpu`) keep to its budget, and refuse to time what is wrong?"""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_module import recipe_module
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,11 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch):
     """The script as a module, with nothing to record and torch that sees a device."""
-    specification = importlib.util.spec_from_file_location("gpu_run", ROOT / "eval" / "gpu.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "gpu_run", module)
-    specification.loader.exec_module(module)
+    module = recipe_module("eval/gpu.py")
     monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(module, "passed", lambda device: {"device": device})
     return module

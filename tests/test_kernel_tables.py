@@ -1,13 +1,13 @@
 """Do the scripts that measure the kernels run from end to end and judge rightly? Their dry runs, on a CPU."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_module import recipe_module
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,11 +66,7 @@ def test_every_judged_row_of_the_measured_cpu_table_meets_its_goal() -> None:
 def test_dense_attention_is_judged_by_what_triton_reaches_even_where_another_backend_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    described = importlib.util.spec_from_file_location("kernels_recipe", ROOT / "eval" / "kernels.py")
-    assert described is not None and described.loader is not None
-    recipe = importlib.util.module_from_spec(described)
-    monkeypatch.setitem(sys.modules, "kernels_recipe", recipe)  # its dataclasses look themselves up there
-    described.loader.exec_module(recipe)
+    recipe = recipe_module("eval/kernels.py")
     times = {"sdpa_flash": 10.0, "triton": 20.0, "cuda": 9.0}
     rows = [
         {"shape": "wan", "pattern": "full", "direction": "forward", "backend": name, "milliseconds": spent}

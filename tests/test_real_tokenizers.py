@@ -1,6 +1,5 @@
 """Do the baselines of real-video tokenizers get as many bits as the tokenizer, and are the built-in sizes kept?"""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recipe_module import recipe_module
 
 from vidgen.data import write_video
 from vidgen.eval.clips import Clip
@@ -17,13 +17,8 @@ from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
 
 @pytest.fixture(scope="module")
-def recipe(repository: Path) -> Any:
-    described = importlib.util.spec_from_file_location("real_recipe", repository / "eval" / "real_tokenizers.py")
-    assert described is not None and described.loader is not None
-    module = importlib.util.module_from_spec(described)
-    sys.modules["real_recipe"] = module
-    described.loader.exec_module(module)
-    return module
+def recipe() -> Any:
+    return recipe_module("eval/real_tokenizers.py")
 
 
 def clip_of(video: torch.Tensor) -> Clip:

@@ -1,11 +1,11 @@
 """Do the committed scores belong to the weights that are shipped?"""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from recipe_module import recipe_module
 
 import vidgen
 from vidgen.nn.fingerprint import weights_sha256
@@ -23,11 +23,7 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def scores() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("scores", ROOT / "eval" / "scores.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return recipe_module("eval/scores.py")
 
 
 @pytest.mark.parametrize("suite", ASKED)

@@ -1,7 +1,6 @@
 """Do the default presets stay as cheap as promised, and does the cost table measure, resume and count right?"""
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_module import recipe_module
 
 from vidgen.eval.report import write_json
 
@@ -19,14 +19,9 @@ BUDGET_GIGAFLOPS = 250
 
 
 @pytest.fixture(scope="module")
-def cost(repository: Path) -> Any:
+def cost() -> Any:
     """The recipe as a module."""
-    described = importlib.util.spec_from_file_location("tokenizer_cost", repository / "eval" / "tokenizer_cost.py")
-    assert described is not None and described.loader is not None
-    module = importlib.util.module_from_spec(described)
-    sys.modules["tokenizer_cost"] = module
-    described.loader.exec_module(module)
-    return module
+    return recipe_module("eval/tokenizer_cost.py")
 
 
 @pytest.mark.parametrize("preset", ["base-kl", "base-fsq"])
@@ -79,7 +74,8 @@ def test_the_way_of_a_gpu_compiles_in_bfloat16_and_takes_the_median_of_its_times
     assert (row["encode_cpu_seconds"], row["decode_cpu_seconds"]) == (0.25, 2.0)
     assert (row["encode_frames_per_cpu_second"], row["decode_frames_per_cpu_second"]) == (20.0, 2.5)
     assert row["encode_gpu_seconds"] is row["decode_frames_per_gpu_second"] is None
-    assert row["encode_gflop"] > 0 and row["memory_decode_peak_mb"] >= row["memory_built_mb"] > 0
+    assert row["encode_gflop"] > 0
+    assert min(row["memory_decode_peak_mb"], row["memory_built_mb"]) > 0  # of a process that gives memory back
 
 
 def test_a_model_that_the_compiler_cannot_serve_runs_as_it_is(cost: Any, capsys):
