@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 import tyro
@@ -94,7 +95,7 @@ def whole_size(video: Tensor) -> VideoSize:
 
 @torch.no_grad()
 def table(tokenizer: GuidedDecoderTokenizer, settings: Settings) -> list[dict[str, object]]:
-    unseen = training_clips(
+    unseen: Any = training_clips(
         DataConfig(source=str(settings.pieces / "unseen"), fps=None, clips_per_video=1, validation_clips=0)
     )
     count = min(settings.scored_clips, len(unseen))

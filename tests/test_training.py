@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import vidgen
 from vidgen.data import write_video
-from vidgen.tokenizers import CausalConvTokenizer
+from vidgen.tokenizers import CausalConvTokenizer, WrappingTokenizer
 from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
 from vidgen.training import (
     CheckpointNotWritten,
@@ -217,6 +218,22 @@ def test_a_preset_trains_by_name_and_another_run_starts_from_it(tmp_path):
     )
     with pytest.raises(ValueError, match="nearest: shapes-fsq"):
         train_tokenizer(replace(run, output_dir=tmp_path / "third", preset="shape-fsq"))
+
+
+@pytest.mark.parametrize(("preset", "own"), [("tooncrafter-decoder", "guide."), ("epsilon-vae", "denoiser.")])
+def test_a_decoder_is_trained_around_a_tokenizer_that_stays_as_it_is(tmp_path, preset: str, own: str):
+    tiny_tokenizer(seed=1).save_pretrained(tmp_path / "wrapped")
+    run = tiny_run(tmp_path / "around", preset=preset, tiny=True, steps=2, around=str(tmp_path / "wrapped"))
+    fresh = fresh_tokenizer(run).state_dict()
+    model = train_tokenizer(run)
+    before = load_file(tmp_path / "wrapped" / "diffusion_pytorch_model.safetensors")
+    after = load_file(model / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(after[f"encoder.{name}"], tensor) for name, tensor in before.items())
+    assert any(not torch.equal(after[name], fresh[name]) for name in after if name.startswith(own))
+    loaded = vidgen.load(model)
+    assert isinstance(loaded, WrappingTokenizer) and loaded.freeze_encoder
+    with pytest.raises(ValueError, match="--around is for decoders of another tokenizer's tokens"):
+        fresh_tokenizer(replace(run, preset="shapes-kl"))
 
 
 def test_samples_are_written_for_people(tmp_path):

@@ -13,6 +13,7 @@ from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
 from vidgen.tokenizers.patchwise import PatchwiseTokenizer
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
+from vidgen.tokenizers.wrapping import WrappingTokenizer
 
 TOKENIZERS = (
     CausalConvTokenizer,
@@ -45,4 +46,5 @@ __all__ = [
     "StructureDynamicsTokenizer",
     "Tokenizer",
     "TubeletViTTokenizer",
+    "WrappingTokenizer",
 ]

@@ -74,7 +74,8 @@ class WrappingTokenizer(Tokenizer):
         return self.encoder.unstandardise(tokens)
 
     def fit_statistics(self, videos: Iterable[Tensor]) -> None:
-        self.encoder.fit_statistics(videos)
+        if not self.freeze_encoder:  # generators are trained on those of a frozen one
+            self.encoder.fit_statistics(videos)
 
     def coarse_and_losses(
         self, video: Tensor, *, generators: Generators, critic: Critic | None

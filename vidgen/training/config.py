@@ -187,6 +187,9 @@ class TokenizerRun(Run):
     options that are left at their defaults."""
     recipe_without: tuple[str, ...] = ()
     """Options that the recipe leaves alone all the same, e.g. `perceptual_weight` where there are no weights for it."""
+    around: str | None = None
+    """Train the preset's decoder behind this tokenizer (folder or built-in name), which stays as it is: for presets
+    that decode the tokens of another one, such as epsilon-vae and tooncrafter-decoder."""
     pixel_loss: PixelLoss = "own"
     """Error of pixels in place of the tokenizer's own (absolute and squared)."""
     pixel_weight: float = 1.0

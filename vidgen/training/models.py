@@ -13,8 +13,8 @@ import vidgen
 from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
-from vidgen.tokenizers.base import Tokenizer
-from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+from vidgen.tokenizers import Tokenizer, WrappingTokenizer
+from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 from vidgen.training.clips import class_names
 from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
 
@@ -34,12 +34,29 @@ def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     """The preset of a run with fresh weights, or with those of `init_from`."""
     check_name(run.preset, TOKENIZER_PRESETS)
     preset = TOKENIZER_PRESETS[run.preset]
-    tokenizer = (preset.tiny() if run.tiny else preset).build()
+    preset = preset.tiny() if run.tiny else preset
+    if run.data.hold_out:
+        for source in (run.around, run.init_from):
+            if source is not None:
+                check_held_out(source)
+    tokenizer = preset.build() if run.around is None else decoder_around(run.around, run.preset, preset)
     if run.init_from is not None:
-        if run.data.hold_out:
-            check_held_out(run.init_from)
         take_weights(tokenizer, vidgen.load(run.init_from), source=run.init_from)
     return tokenizer
+
+
+def decoder_around(source: str, name: str, preset: TokenizerPreset) -> Tokenizer:
+    """The decoder of a preset, fresh, behind the tokenizer called `source`, which is frozen."""
+    if not issubclass(preset.model, WrappingTokenizer):
+        wrapping = [name for name, other in TOKENIZER_PRESETS.items() if issubclass(other.model, WrappingTokenizer)]
+        raise ValueError(
+            f"--around is for decoders of another tokenizer's tokens ({', '.join(wrapping)}), and {name} has its own"
+        )
+    wrapped = vidgen.load(source)
+    if not isinstance(wrapped, Tokenizer):
+        raise ValueError(f"expected a video tokenizer, and {source!r} is a {type(wrapped).__name__}")
+    options = {option: value for option, value in preset.config.items() if option != "encoder_config"}
+    return preset.model.around(wrapped, **{**options, "freeze_encoder": True})
 
 
 def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:

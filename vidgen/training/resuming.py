@@ -13,6 +13,7 @@ FIXED_FIELDS = (
     "accumulation",
     "seed",
     "init_from",
+    "around",
     "freeze",
     "learned_variance",
     "discriminator_kind",
