@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fsq, entropy": ("fsq", {"levels": [5, 4, 3], "entropy": 0.1, "entropy_boost": 3.0, "commitment": 0.25}),
     "lfq, two ids": ("lfq", {"bits": 8, "groups": 2}),
     "bsq, 36 bits": ("bsq", {"bits": 36, "groups": 2}),
+    "gumbel, cooling": ("gumbel", {"codes": 16, "channels": 4, "cooling_steps": 10}),
     "residual vq": (
         "residual",
         {"inner": "vq", "options": {"codes": 16, "channels": 4, "cosine": False}, "count": 3, "dropout": 0.5},

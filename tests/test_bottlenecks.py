@@ -173,7 +173,7 @@ def test_gradients_flow_from_the_vectors_to_the_features(case: str):
     assert (x.grad.abs().sum(dim=-1) > 0).all()
 
 
-@pytest.mark.parametrize("case", [case for case in DISCRETE if case != "gumbel"])
+@pytest.mark.parametrize("case", [case for case in DISCRETE if "gumbel" not in case])
 def test_the_gradient_passes_through_the_rounding(case: str):
     """A step along the gradient of a linear function of the vectors must not lower it: positive inner product."""
     bottleneck = built(case).train()
@@ -332,7 +332,8 @@ def test_an_unknown_bottleneck_is_refused_with_the_names_that_exist():
         ("residual", {"inner": "kl"}, "cannot be made of 'kl'"),
         ("residual", {"inner": "gumbel"}, "cannot be made of 'gumbel'"),
         ("gumbel", {"codes": 1}, "at least 2 codes"),
-        ("gumbel", {"temperature": 0.0}, "a temperature above 0"),
+        ("gumbel", {"temperature": 0.0}, "temperatures above 0"),
+        ("gumbel", {"cooling_steps": -1}, "must not be negative"),
         ("vq", {"codes": 2**15, "balance": 0.1}, "at most 16384 codes"),
         ("residual", {"inner": "fsq", "options": {"codes": 8}}, "'fsq' has no option codes; it takes levels"),
         ("residual", {"dropout": 2.0}, "between 0 and 1"),
@@ -539,6 +540,20 @@ def test_gumbel_draws_by_its_logits_and_its_term_is_the_divergence_from_uniform(
     assert torch.allclose(drawn, chances, atol=0.02)
     assert torch.allclose(result.losses["kl"], (chances * (5 * chances).log()).sum(), atol=1e-5)
     assert (bottleneck(logits.expand(1, 3, 5)).ids == 2).all()
+
+
+def test_gumbels_temperature_falls_in_training_alone_and_goes_on_after_loading():
+    bottleneck = Gumbel(codes=5, channels=3, temperature=2.0, last_temperature=0.5, cooling_steps=4).train()
+    seen = []
+    for _ in range(6):
+        seen.append(float(bottleneck._cooled()))
+        with torch.no_grad():
+            bottleneck._cooled()
+    assert seen == pytest.approx([2.0, 1.25 + 0.75 * 0.5**0.5, 1.25, 1.25 - 0.75 * 0.5**0.5, 0.5, 0.5])
+    resumed = Gumbel(codes=5, channels=3, temperature=2.0, last_temperature=0.5, cooling_steps=4)
+    resumed.load_state_dict(bottleneck.state_dict())
+    assert float(resumed._cooled()) == 0.5
+    assert "updates" not in Gumbel(codes=5, channels=3).state_dict()
 
 
 def test_k_means_begins_with_the_centres_of_the_first_batch():

@@ -283,7 +283,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         model=CausalConvTokenizer,
         config={
             "bottleneck_type": "gumbel",
-            "bottleneck_options": {"codes": 8192, "channels": 16},
+            "bottleneck_options": {"codes": 8192, "channels": 16, "cooling_steps": 150_000},
             "stride": (1, 8, 8),
             "patch": 1,
             "widths": (256, 512, 512, 1024),
