@@ -70,7 +70,6 @@ def trained(settings: Settings) -> GuidedDecoderTokenizer:
         steps=settings.steps,
         batch_size=settings.batch_size,
         precision=settings.precision,
-        fit_statistics=False,
         checkpoint_every=250,
         keep=1,
         validate_every=0,

@@ -898,9 +898,9 @@ def test_adacode_codes_learn_from_a_token_as_much_as_their_weight_says():
     with torch.no_grad():
         bottleneck.to_weights.weight.zero_()
         bottleneck.to_weights.bias.copy_(torch.tensor([9.0, 0.0, -99.0]))
-    before = [table.vectors.clone() for table in bottleneck._codebooks]
+    before = [table.vectors.clone() for table in bottleneck.table_modules]
     bottleneck(features(bottleneck).requires_grad_())
-    moved = [(table.vectors - old).norm() for table, old in zip(bottleneck._codebooks, before, strict=True)]
+    moved = [(table.vectors - old).norm() for table, old in zip(bottleneck.table_modules, before, strict=True)]
     assert moved[0] > 10 * moved[1] > 0
     assert moved[2] < 1e-4 * moved[0]
 

@@ -67,7 +67,7 @@ class AdaCode(Quantizer):
         self.to_weights = nn.Linear(channels, count)
 
     @property
-    def _codebooks(self) -> list[Codebook]:
+    def table_modules(self) -> list[Codebook]:
         return [table for table in self.tables if isinstance(table, Codebook)]
 
     def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
@@ -76,7 +76,7 @@ class AdaCode(Quantizer):
         mixed = self.lookup(ids)
         losses = {}
         soft = torch.zeros_like(vectors)
-        for number, table in enumerate(self._codebooks):
+        for number, table in enumerate(self.table_modules):
             codes = table.vectors[ids[..., number]]
             soft = soft + weights[..., number, None] * codes
             if self.learns:
@@ -89,8 +89,7 @@ class AdaCode(Quantizer):
         """Of each codebook, `b n count`: weights that sum to 1 over the `kept` largest, and their steps (long)."""
         layer = self.to_weights
         weights = F.linear(vectors, layer.weight.float(), layer.bias.float()).softmax(dim=-1)
-        rank = weights.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        weights = torch.where(rank < kept, weights, 0.0)
+        weights = torch.where(rank(weights) < kept, weights, 0.0)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return weights, (weights * (self.levels - 1)).round().long()  # levels > count: the largest is never 0
 
@@ -105,7 +104,7 @@ class AdaCode(Quantizer):
         return torch.where(drawn[:, 0] < self.dropout, some, float(self.kept))[:, None, None]
 
     def _ids(self, vectors: Tensor, steps: Tensor) -> Tensor:
-        ids = torch.stack([table.nearest(vectors) for table in self._codebooks], dim=-1)
+        ids = torch.stack([table.nearest(vectors) for table in self.table_modules], dim=-1)
         return torch.cat([torch.where(steps > 0, ids, 0), steps], dim=-1)
 
     def masked(self, ids: Tensor, kept: int) -> Tensor:
@@ -113,17 +112,21 @@ class AdaCode(Quantizer):
         if not 1 <= kept <= self.count:
             raise ValueError(f"a token keeps 1 to {self.count} codebooks, got {kept}")
         codes, steps = ids.split(self.count, dim=-1)
-        rank = steps.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        return torch.cat([torch.where(rank < kept, part, 0) for part in (codes, steps)], dim=-1)
+        return torch.cat([torch.where(rank(steps) < kept, part, 0) for part in (codes, steps)], dim=-1)
 
     def lookup(self, ids: Tensor) -> Tensor:
         steps = ids[..., self.count :].float()
         weights = steps / steps.sum(dim=-1, keepdim=True).clamp(min=1.0)
         codes = torch.stack(
-            [table.vectors[ids[..., number]].float() for number, table in enumerate(self._codebooks)], dim=-2
+            [table.vectors[ids[..., number]].float() for number, table in enumerate(self.table_modules)], dim=-2
         )
         return (weights.unsqueeze(-1) * codes).sum(dim=-2)
 
     def nearest(self, vectors: Tensor) -> Tensor:
         vectors = vectors.float()
         return self._ids(vectors, self._weights(vectors, self.kept)[1])
+
+
+def rank(values: Tensor) -> Tensor:
+    """0 for the largest along the last axis, 1 for the next; of equal ones the first comes first."""
+    return values.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

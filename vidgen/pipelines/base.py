@@ -221,9 +221,12 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
 
     def decode_stream(self, latents: Latents) -> Iterator[Tensor]:
         """Video chunks `b 3 t h w` in [-1, 1] in order, in constant memory where the tokenizer streams."""
+        yield from self.video_tokenizer.decode_chunks([self.to_tokenizer(latents)])
+
+    def to_tokenizer(self, latents: Latents) -> Latents:
+        """Both on the device that decodes, in the tokenizer's number format."""
         bring_onto_device(self.video_tokenizer)
-        latents = latents.to(self._execution_device, self.video_tokenizer.dtype)
-        yield from self.video_tokenizer.decode_chunks([latents])
+        return latents.to(self._execution_device, self.video_tokenizer.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Latents, output_type: str = "pil", known: tuple[Tensor, Tensor] | None = None) -> Frames:
@@ -231,10 +234,7 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
         if known is None:
             video = torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
         else:
-            bring_onto_device(self.video_tokenizer)
-            latents = latents.to(self._execution_device, self.video_tokenizer.dtype)
-            pixels, where = known
-            video = self.video_tokenizer.decode_known(latents, pixels, where)
+            video = self.video_tokenizer.decode_known(self.to_tokenizer(latents), *known)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     def finish(
