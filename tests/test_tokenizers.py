@@ -60,7 +60,8 @@ PARAMETERS = {
     "bsq-vit": 170_370_258,
     "bsq-vit-36": 170_397_924,
     "vq-kd": 171_277_088,
-    "imagefolder": 171_326_272,
+    "imagefolder": 171_511_232,
+    "spae": 14_946_948,
     "ccvit-centroids": 37_056,
     "put-tokenizer": 13_004_672,
     "tooncrafter-decoder": 47_948_491,
@@ -139,7 +140,7 @@ def test_a_tiny_twin_differs_from_its_preset_in_size_alone(preset: str):
     with torch.device("meta"):
         model, twin = full.build(), full.tiny().build()
     assert twin.spec == model.spec
-    assert sum(weight.numel() for weight in twin.parameters()) < 200_000
+    assert sum(weight.numel() for weight in twin.parameters()) < 220_000  # most in ten scales of one spec
 
 
 @each_preset

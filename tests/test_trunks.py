@@ -506,7 +506,7 @@ def test_motion_moves_what_is_decoded():
 
 
 def test_motion_ids_are_whole_pixel_vectors():
-    motion = small("video-lavit").bottleneck(1)
+    motion = small("video-lavit").bottleneck_at(1)
     ids = torch.arange(25).reshape(1, 25, 1)
     vectors = motion.lookup(ids) * 2
     assert vectors[0, 0].tolist() == [-2.0, -2.0] and vectors[0, 13].tolist() == [0.0, 1.0]

@@ -50,7 +50,7 @@ class Residual(Stack):
 
     def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
         codes, ids = torch.zeros_like(vectors), []
-        kept = self._kept(vectors, generators)
+        kept = kept_counts(vectors, len(self.layers), self.dropout if self.learns else 0.0, generators)
         losses: dict[str, Tensor] = {}
         left = vectors
         for number, (layer, scale) in enumerate(zip(self.quantizers, self._scales(vectors), strict=True)):
@@ -63,16 +63,6 @@ class Residual(Stack):
             for name, term in result.losses.items():
                 losses[name] = losses[name] + term if name in losses else term
         return Bottlenecked(straight_through(vectors, codes), torch.cat(ids, dim=-1), losses)
-
-    def _kept(self, vectors: Tensor, generators: Generators | None) -> Tensor | None:
-        """`b 1 1`: how many quantizers each clip is decoded from, None for all."""
-        if not (self.learns and self.dropout):
-            return None
-        if generators is None:
-            raise ValueError("dropping quantizers needs generators, one per sample")
-        drawn = rand((len(vectors), 2), generators, like=vectors)
-        some = 1 + (drawn[:, 1] * len(self.layers)).floor()
-        return torch.where(drawn[:, 0] < self.dropout, some, float(len(self.layers)))[:, None, None]
 
     def lookup(self, ids: Tensor) -> Tensor:
         codes, first = torch.zeros((), device=ids.device), 0
@@ -89,3 +79,14 @@ class Residual(Stack):
             ids.append(layer.nearest(left / scale))
             left = left - scale * layer.lookup(ids[-1])
         return torch.cat(ids, dim=-1)
+
+
+def kept_counts(vectors: Tensor, count: int, dropout: float, generators: Generators | None) -> Tensor | None:
+    """`b 1 1`: how many of `count` codes in a row each clip is decoded from; None for all, as without `dropout`."""
+    if not dropout:
+        return None
+    if generators is None:
+        raise ValueError("dropping codes needs generators, one per sample")
+    drawn = rand((len(vectors), 2), generators, like=vectors)
+    some = 1 + (drawn[:, 1] * count).floor()
+    return torch.where(drawn[:, 0] < dropout, some, float(count))[:, None, None]

@@ -10,6 +10,7 @@ from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.guided_decoder import GuidedDecoderTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.multi_scale import MultiScaleTokenizer
 from vidgen.tokenizers.patchwise import PatchwiseTokenizer
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import TubeletViTTokenizer
@@ -25,6 +26,7 @@ TOKENIZERS = (
     GuidedDecoderTokenizer,
     HolisticTokenizer,
     KeyframeMotionTokenizer,
+    MultiScaleTokenizer,
     PatchwiseTokenizer,
     StructureDynamicsTokenizer,
     TubeletViTTokenizer,
@@ -42,6 +44,7 @@ __all__ = [
     "GuidedDecoderTokenizer",
     "HolisticTokenizer",
     "KeyframeMotionTokenizer",
+    "MultiScaleTokenizer",
     "PatchwiseTokenizer",
     "StructureDynamicsTokenizer",
     "Tokenizer",

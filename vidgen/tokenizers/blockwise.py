@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidgen.bottlenecks import Bottleneck
+from vidgen.bottlenecks import Bottleneck, Bottlenecked
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.random import Generators
@@ -94,12 +94,14 @@ class BlockwiseTokenizer(Tokenizer):
     def _latents(
         self, features: Tensor, size: VideoSize, *, start: int, sample: bool, generators: Generators | None
     ) -> Latents:
-        bottlenecked = self.bottleneck(
-            rearrange(features, "b c t h w -> b (t h w) c"), sample=sample, generators=generators
-        )
+        bottlenecked = self.bottlenecked(features, sample=sample, generators=generators)
         ids = bottlenecked.ids
-        tokens = self.standardise(bottlenecked.vectors) if ids is None else self.reals_from_ids(ids)
+        tokens = self.standardise(bottlenecked.vectors) if ids is None else self.reals_from_ids(ids, size)
         return Latents(tokens, ids, size, self.spec, None, start)
+
+    def bottlenecked(self, features: Tensor, *, sample: bool, generators: Generators | None) -> Bottlenecked:
+        """`features` through the bottleneck; the vectors are `b (t' h' w') c`."""
+        return self.bottleneck(rearrange(features, "b c t h w -> b (t h w) c"), sample=sample, generators=generators)
 
     # decoding
 
@@ -121,7 +123,7 @@ class BlockwiseTokenizer(Tokenizer):
             for chunk in chunks:
                 self._check_continues(chunk, frames_in, size)
                 frames_in, size = frames_in + chunk.size[0], (chunk.size[1], chunk.size[2])
-                yield self._vectors(chunk)
+                yield self.vectors(chunk)
 
         rows = None if self.block_frames is None else self.block_frames // self.stride[0]
         cache = StreamCache()
@@ -149,7 +151,8 @@ class BlockwiseTokenizer(Tokenizer):
                 f"other one ends after {int(self.lone_first)} + {self.stride[0]}·k frames)"
             )
 
-    def _vectors(self, latents: Latents) -> Tensor:
+    def vectors(self, latents: Latents) -> Tensor:
+        """What `pixels` takes."""
         tokens = latents.tokens if latents.ids is None else self.reals_from_ids(latents.ids)
         t, h, w = self.spec.grid(latents.size, start=latents.start)
         tokens = self.unstandardise(tokens.to(self.dtype))
@@ -169,8 +172,7 @@ class BlockwiseTokenizer(Tokenizer):
         check_video(video)
         features = self.features(self._padded(video, starts=True), None)
         t, h, w = features.shape[2:]
-        features = rearrange(features, "b c t h w -> b (t h w) c")
-        bottlenecked = self.bottleneck(features, sample=True, generators=generators)
+        bottlenecked = self.bottlenecked(features, sample=True, generators=generators)
         vectors = rearrange(bottlenecked.vectors, "b (t h w) c -> b c t h w", t=t, h=h, w=w)
         reconstruction = self.pixels(vectors, None)[:, :, : video.shape[2], : video.shape[3], : video.shape[4]]
         losses = reconstruction_losses(

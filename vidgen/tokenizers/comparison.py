@@ -14,6 +14,7 @@ from vidgen.tokenizers.factorised_vit import FactorisedViTTokenizer
 from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.multi_scale import MultiScaleTokenizer
 from vidgen.tokenizers.patchwise import PatchwiseTokenizer
 from vidgen.tokenizers.presets import (
     SHAPES,
@@ -150,6 +151,12 @@ COMPARED: dict[str, TokenizerPreset] = {
         model=DiffusionDecoderTokenizer,
         config={"encoder_config": DECODED, "width": 64, "depth": 4},
         small={"encoder_config": {**DECODED, **TINY_CONV}, "width": 16, "depth": 1},
+    ),
+    "scales/fsq": TokenizerPreset(
+        about="causal convolution with 1,000 codes at four scales",
+        model=MultiScaleTokenizer,
+        config={"trunk_config": DECODED, "scales": (8, 4, 2, 1)},
+        small={"trunk_config": {**DECODED, **TINY_CONV}},
     ),
 }
 

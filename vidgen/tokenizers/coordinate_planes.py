@@ -119,7 +119,7 @@ class CoordinatePlanesTokenizer(WholeClipTokenizer, ConfigMixin):
 
     @property
     def spec(self) -> LatentSpec:
-        bottleneck = self.bottleneck(0)
+        bottleneck = self.bottleneck_at(0)
         parts = []
         for axes in PLANES:
             stride = tuple(self.stride[AXES.index(axis)] for axis in axes)

@@ -172,7 +172,7 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
 
     @property
     def spec(self) -> LatentSpec:
-        bottleneck = self.bottleneck(0)
+        bottleneck = self.bottleneck_at(0)
         part = LatentPart("query", "", (), bottleneck.channels, bottleneck.codebooks, count=self.queries)
         return LatentSpec((part,), causal=False, streamable=False)
 
@@ -241,7 +241,7 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
         return losses
 
     def _prior_loss(self, vectors: Tensor, ids: Tensor) -> Tensor:
-        bottleneck = self.bottleneck(0)
+        bottleneck = self.bottleneck_at(0)
         every_id = torch.arange(bottleneck.codebooks[0], device=ids.device)
         codes = bottleneck.lookup(rearrange(every_id, "k -> 1 k 1"))[0].detach()  # or they would all become alike
         return self.prior.loss(vectors, ids.squeeze(-1), codes)

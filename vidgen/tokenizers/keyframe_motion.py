@@ -164,7 +164,7 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
 
     @property
     def spec(self) -> LatentSpec:
-        key, motion = self.bottleneck(0), self.bottleneck(1)
+        key, motion = self.bottleneck_at(0), self.bottleneck_at(1)
         return LatentSpec(
             (
                 LatentPart("key", "thw", (self.group, self.patch, self.patch), key.channels, key.codebooks),

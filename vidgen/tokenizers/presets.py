@@ -12,6 +12,7 @@ from vidgen.tokenizers.frame_causal_vit import FrameCausalViTTokenizer
 from vidgen.tokenizers.guided_decoder import GuidedDecoderTokenizer
 from vidgen.tokenizers.holistic import HolisticTokenizer
 from vidgen.tokenizers.keyframe_motion import KeyframeMotionTokenizer
+from vidgen.tokenizers.multi_scale import MultiScaleTokenizer
 from vidgen.tokenizers.patchwise import PatchwiseTokenizer
 from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import SIZES, TubeletViTTokenizer
@@ -111,6 +112,24 @@ IMAGES = {
     "widths": (128, 256, 512, 512),
     "depth": 2,
     "decoder_depth": 3,
+}
+
+# Pyramids: SPAE's six layers, words of a frozen language model as codes; ImageFolder's ten scales, two sub-codes.
+SPAE = {
+    "_class_name": "CausalConvTokenizer",
+    "bottleneck_type": "simvq",
+    "bottleneck_options": {"codes": 65536, "channels": 8},
+    **BASE,
+}
+IMAGEFOLDER = {
+    "_class_name": "FrameCausalViTTokenizer",
+    "bottleneck_type": "product",
+    "bottleneck_options": {
+        "inner": "vq",
+        "options": {"codes": 4096, "channels": 32, "cosine": False},
+        "count": 2,
+    },
+    "stride": (1, 16, 16),
 }
 
 TINY_PATCHWISE = {"width": 16, "layers": 1, "decoder_layers": 1}
@@ -413,15 +432,17 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         small=TINY_FRAMES,
     ),
     "imagefolder": TokenizerPreset(
-        about="2 ids of 4,096 codes at 1×16×16, the first for a teacher's features: --distillation-weight 0.1 "
-        "--distillation-channels 32 (ImageFolder, at one scale)",
-        model=FrameCausalViTTokenizer,
-        config={
-            "bottleneck_type": "product",
-            "bottleneck_options": {"inner": "vq", "options": {"codes": 4096, "channels": 32}, "count": 2},
-            "stride": (1, 16, 16),
-        },
-        small=TINY_FRAMES,
+        about="ten scales of 2 ids of 4,096 codes, the finest at 1×16×16, the first ids for a teacher's features: "
+        "--distillation-weight 0.1 --distillation-channels 32 (ImageFolder)",
+        model=MultiScaleTokenizer,
+        config={"trunk_config": IMAGEFOLDER, "scales": (16, 16, 8, 6, 6, 4, 3, 2, 2, 1), "dropout": 0.1},
+        small={"trunk_config": {**IMAGEFOLDER, **TINY_FRAMES}},
+    ),
+    "spae": TokenizerPreset(
+        about="six scales of 65,536 codes, the finest at 4×8×8; SimVQ.adopt(embeddings) makes words of them (SPAE)",
+        model=MultiScaleTokenizer,
+        config={"trunk_config": SPAE, "scales": (16, 8, 4, 2, 1, 1)},
+        small={"trunk_config": {**SPAE, "widths": (16, 16, 16), "depth": 1, "decoder_depth": 1}},
     ),
     "ccvit-centroids": TokenizerPreset(
         about="8,192 centroids of patches at 1×8×8, pixels alone and nearly nothing to train (CCViT's)",

@@ -123,7 +123,7 @@ class StructureDynamicsTokenizer(WholeClipTokenizer, ConfigMixin):
 
     @property
     def spec(self) -> LatentSpec:
-        structure, dynamics, side = self.bottleneck(0), self.bottleneck(1), self.token
+        structure, dynamics, side = self.bottleneck_at(0), self.bottleneck_at(1), self.token
         return LatentSpec(
             (
                 LatentPart(

@@ -27,13 +27,7 @@ class WrappingTokenizer(Tokenizer):
 
     def register_encoder(self, encoder_config: dict[str, Any], *, freeze: bool) -> None:
         """A fresh `encoder` by its configuration, with its class as `_class_name`; ValueError for an unknown class."""
-        from vidgen import tokenizers
-
-        kinds = {kind.__name__: kind for kind in tokenizers.TOKENIZERS}
-        name = encoder_config.get("_class_name")
-        if name not in kinds:
-            raise ValueError(f"encoder_config needs a _class_name of {', '.join(kinds)}; got {name}")
-        self.encoder = kinds[name].from_config(encoder_config)  # pyright: ignore[reportAttributeAccessIssue]
+        self.encoder = configured(encoder_config, option="encoder_config")
         self.freeze_encoder = freeze
         self.encoder.requires_grad_(not freeze)
 
@@ -91,6 +85,17 @@ class WrappingTokenizer(Tokenizer):
                 f"{tuple(video.shape)}; train it alone first, then with freeze_encoder=True"
             )
         return watching.fake, losses
+
+
+def configured(config: dict[str, Any], *, option: str) -> Tokenizer:
+    """A fresh tokenizer by its configuration, with its class as `_class_name`; ValueError for an unknown class."""
+    from vidgen import tokenizers  # lists those that call this too
+
+    kinds = {kind.__name__: kind for kind in tokenizers.TOKENIZERS}
+    name = config.get("_class_name")
+    if name not in kinds:
+        raise ValueError(f"{option} needs a _class_name of {', '.join(kinds)}; got {name}")
+    return kinds[name].from_config(config)  # pyright: ignore[reportReturnType]
 
 
 class WatchingCritic:
