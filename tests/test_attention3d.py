@@ -300,6 +300,25 @@ def test_a_kernel_that_is_compiled_for_each_pattern_is_not_taken_for_few_keys() 
     spec = AttentionSpec.frame_causal((4, 8, 8))
     text = explain(spec, *described(spec, "cuda"))
     assert "backend sdpa_dense" in text and "256 keys are fewer than 1024" in text
+    text = explain(spec, *described(spec, "cuda"), return_lse=True)  # the dense mask returns none
+    assert "backend sdpa_dense" not in text and "backend reference" not in text
+
+
+def test_explain_says_what_is_taken_under_autocast() -> None:
+    spec = AttentionSpec.full((4, 8, 8))
+    q, k, v = (torch.randn(1, 2, 256, 32) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        text = explain(spec, q, k.bfloat16(), v.bfloat16())
+        assert attention3d(q, k.bfloat16(), v.bfloat16(), spec).dtype == torch.bfloat16
+    assert text.splitlines()[1:] == explain(spec, q.bfloat16(), k.bfloat16(), v.bfloat16()).splitlines()[1:]
+
+
+@pytest.mark.parametrize("backend", ["halo", "reference"])
+def test_the_log_sum_exp_is_float32_whatever_the_inputs_are(backend: str) -> None:
+    spec = AttentionSpec.neighborhood((2, 8, 8), (1, 3, 3))
+    q, k, v, _ = (tensor.detach().double() for tensor in make_inputs(spec))
+    output, lse = attention3d(q, k, v, spec, backend=backend, return_lse=True)
+    assert output.dtype == torch.float64 and lse.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,17 @@ def test_auto_never_takes_the_cuda_backend():
     assert all("cuda" not in order_of(torch.device(device)) for device in ("cpu", "cuda"))
 
 
+def test_what_the_kernels_cannot_read_is_copied_to_where_they_can():
+    flat = torch.zeros(2 * 3 * 5 * 64 + 8, dtype=torch.bfloat16)
+    shifted = flat[1 : 1 + 2 * 3 * 5 * 64].view(2, 3, 5, 64)  # contiguous, but not at a multiple of 16 bytes
+    odd = flat[: 3 * 5 * 64].view(1, 3, 5, 64).as_strided((1, 3, 5, 64), (3, 5 * 64, 64, 1))  # of an axis of length 1
+    for tensor in (shifted, odd):
+        copy = readable(tensor)
+        assert copy.data_ptr() != tensor.data_ptr() and copy.data_ptr() % 16 == 0
+        assert copy.stride() == (3 * 5 * 64, 5 * 64, 64, 1)
+    assert readable(flat[: 2 * 3 * 5 * 64].view(2, 3, 5, 64)).data_ptr() == flat.data_ptr()
+
+
 REFUSALS = [
     ({"device": "cpu"}, "run on CUDA, not on cpu"),
     ({"requires_grad": True}, "no backward pass; use the triton backend"),
@@ -365,6 +376,7 @@ REFUSALS = [
 @pytest.mark.parametrize(("change", "reason"), REFUSALS, ids=[reason for _, reason in REFUSALS])
 def test_what_the_backend_cannot_serve_it_refuses_with_the_reason(change: dict, reason: str):
     spec = change.get("spec", SPECS["frame_causal"])
+    unsuitable(spec)  # its lists are remembered, and cannot be made of fake tensors
     with FakeTensorMode():  # tensors on a GPU that need not be there
         shape = (1, 2, spec.num_keys, change.get("head_size", 64))
         tensor = torch.empty(shape, dtype=change.get("dtype", torch.bfloat16), device=change.get("device", "cuda"))

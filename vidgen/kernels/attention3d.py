@@ -82,14 +82,14 @@ def attention3d(
         output = rearrange(output, "b h n d -> b n h d")
     if lse is None:
         return output
-    return output, lse
+    return output, lse.float()
 
 
 def explain(
     spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, *, layout: Layout = "bhnd", return_lse: bool = False
 ) -> str:
     """Which backend `attention3d` would take for these tensors (meta tensors will do), why, and at what cost."""
-    q, k, v = (_heads_first(tensor, layout) for tensor in (q, k, v))
+    q, k, v = (_in_autocast_dtype(_heads_first(tensor, layout)) for tensor in (q, k, v))
     check_tensors(q, k, v, spec)
     batch, heads, _, head_dim = q.shape
     flops = batch * spec.flops(heads, head_dim)

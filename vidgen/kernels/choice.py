@@ -14,7 +14,8 @@ from vidgen.kernels.windows import separate_windows
 # the dense mask, and the reference for what nothing else returns.
 CPU_ORDER = ("matmul", "sdpa_reshape", "halo", "sdpa_dense", "reference")
 GPU_ORDER = ("sdpa_reshape", "triton", "flex", "sdpa_dense", "reference")
-# Below this many keys one dense masked call is as fast as a kernel that is compiled for each pattern.
+# Below this many keys one dense masked call, which returns no log-sum-exp, is as fast as a kernel that is compiled for
+# each pattern.
 COMPILED = ("triton", "flex")
 COMPILED_SMALLEST_KEYS = 1024
 
@@ -35,7 +36,7 @@ def choose(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_lse: 
 def passed_over(name: str, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, return_lse: bool) -> str | None:
     """Why `auto` does not take a backend when it is asked: it cannot serve, or it would not pay; None when it does."""
     reason = BACKENDS[name].unsupported(q, k, v, spec, return_lse=return_lse)
-    if reason is None and name in COMPILED and spec.num_keys < COMPILED_SMALLEST_KEYS:
+    if reason is None and name in COMPILED and not return_lse and spec.num_keys < COMPILED_SMALLEST_KEYS:
         return f"{spec.num_keys} keys are fewer than {COMPILED_SMALLEST_KEYS}, where compiling it starts to pay"
     if reason is None and name == "halo" and not return_lse:
         share = _halo_over_dense(constants_of(spec))

@@ -106,7 +106,10 @@ def readable(tensor: Tensor) -> Tensor:
     by_sample, by_head, by_token, by_channel = tensor.stride()
     aligned = tensor.data_ptr() % 16 == 0 and not any(stride % 8 for stride in (by_sample, by_head, by_token))
     folds = batch == 1 or heads == 1 or by_sample == heads * by_head
-    return tensor if by_channel == 1 and aligned and folds else tensor.contiguous()
+    if by_channel == 1 and aligned and folds:
+        return tensor
+    # not .contiguous(), which keeps wrong addresses, and odd strides of axes of length 1
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def submit(launch: Launch, device: torch.device) -> None:
