@@ -17,7 +17,7 @@ from vidgen.conditioning import ClassEncoder
 from vidgen.data.digits import MovingDigits, parse_digits
 from vidgen.eval.digit_obedience import evaluate_digits
 from vidgen.eval.obedience import TEST_SEED
-from vidgen.eval.report import write_csv, write_json
+from vidgen.eval.report import model_label, write_csv, write_json
 from vidgen.pipelines import VideoPipeline
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -50,8 +50,7 @@ def subjects(models: list[str], digits_dir: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = {} if digits_dir is None else {"ground-truth": DigitOracle(digits_dir)}
     for model in models:
         pipeline: Any = vidgen.load(model)
-        path = Path(model)
-        name = path.parent.name if path.name in ("model", "best") else path.name
+        name = model_label(model)
         found[name] = pipeline
         if digits_dir is not None:
             found[f"{name}-ceiling"] = DigitOracle(digits_dir, pipeline.video_tokenizer)

@@ -19,7 +19,7 @@ import vidgen
 from vidgen.conditioning import Condition
 from vidgen.eval.flops import count_flops
 from vidgen.eval.obedience import SELECTION_SEED, evaluate_obedience
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import environment_stamp, model_label, write_csv, write_json
 from vidgen.generators import EfficientMaskedTransformer, MaskedTransformer
 from vidgen.latents import LatentPart, LatentSpec
 from vidgen.nn.random import seeded
@@ -89,9 +89,7 @@ def trained(names: list[str], prompts: int, every_steps: list[int]) -> list[dict
         pipeline.register_to_config(defaults={**defaults, "num_inference_steps": steps})
         counted = cost(pipeline.transformer, repeats=1, size=size, steps=steps, reuse=True)
         result = evaluate_obedience(pipeline, num_prompts=prompts, seed=SELECTION_SEED, split="selection", name=name)
-        path = Path(name)
-        label = path.parent.name if path.name in ("model", "best") else path.name  # run folders hold these two
-        row = {"model": label, "tokens": pipeline.transformer.spec.num_tokens(size), "steps": steps}
+        row = {"model": model_label(name), "tokens": pipeline.transformer.spec.num_tokens(size), "steps": steps}
         row |= counted | {"prompts": prompts}
         for attribute in ("colour_motion_background", "all_right"):
             share = result["attributes"][attribute]

@@ -30,7 +30,7 @@ from vidgen.eval.perceptual import SqueezeNetDistance
 from vidgen.eval.protocol import ClipRule, Preprocess, ReconstructionProtocol
 from vidgen.eval.recon_report import SubjectResult
 from vidgen.eval.recon_suite import evaluate
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import code_digest, environment_stamp, model_label, write_csv, write_json
 from vidgen.eval.subjects import Counts, Pair, Subject, TokenizerSubject
 from vidgen.loading import PRETRAINED
 from vidgen.tokenizers.base import Tokenizer
@@ -42,6 +42,7 @@ PROTOCOL = ReconstructionProtocol(
     metrics=("psnr.rgb.frame_mean.cap100", "ssim.rgb.gauss11.valid", "tdiff_psnr.rgb.frame_mean.cap100"),
     source="eval/real_tokenizers.py: whole pieces, 8-bit levels, every frame counts the same",
 )
+SOURCE = "eval/real_tokenizers.py"  # of subjects, whose kept results another version of it must not take up
 LEVEL_BITS, LARGEST = 8, 4.0  # of a rounded channel, in deviations
 SOURCE_BITS = 24
 COLUMNS = ("psnr.rgb.frame_mean.cap100", "ssim.rgb.gauss11.valid", "tdiff_psnr.rgb.frame_mean.cap100")
@@ -67,7 +68,7 @@ class RoundedSubject(TokenizerSubject):
     """A continuous tokenizer whose channels are rounded to `LEVEL_BITS` bits, so that its clips have a size."""
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"level_bits": LEVEL_BITS, "largest": LARGEST}
+        return super().identity() | {"level_bits": LEVEL_BITS, "largest": LARGEST, "code": code_digest(SOURCE)}
 
     def pairs(self, clip: Clip, counts: Counts, usage: CodebookUsage | None) -> Iterator[Pair]:
         for start, chunk in whole(clip):
@@ -90,7 +91,7 @@ class BudgetSubject(Subject):
         self.name, self.budgets = name, budgets
 
     def identity(self) -> dict[str, Any]:
-        return {"class": type(self).__name__, "budgets": self.budgets}
+        return {"class": type(self).__name__, "budgets": self.budgets, "code": code_digest(SOURCE)}
 
     def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
         missing = [clip.name for clip in clips if clip.name not in self.budgets]
@@ -166,11 +167,9 @@ def tokenizer_subject(model: str) -> TokenizerSubject:
     tokenizer = vidgen.load(model)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {model!r} is a {type(tokenizer).__name__}")
-    path = Path(model)
-    name = path.parent.name if path.name == "model" else path.name
     kind = TokenizerSubject if tokenizer.spec.discrete else RoundedSubject
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return kind(tokenizer.eval().to(device), name)  # pyright: ignore[reportArgumentType]
+    return kind(tokenizer.eval().to(device), model_label(model))  # pyright: ignore[reportArgumentType]
 
 
 def table_row(result: SubjectResult, *, equal_to: str) -> dict[str, Any]:

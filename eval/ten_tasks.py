@@ -12,7 +12,6 @@ something large moves from place to place.
 
 import argparse
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,7 +27,7 @@ from vidgen.data.digits import DIGIT_CLASSES, MovingDigits
 from vidgen.data.shapes import SHAPE_CLASSES, ShapesWorld
 from vidgen.eval.detector import detect
 from vidgen.eval.interval import wilson_interval
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import environment_stamp, model_label, write_csv, write_json
 from vidgen.eval.task_baselines import BASELINES, DigitJudge, region_error
 from vidgen.latents import VideoSize
 from vidgen.loading import PRETRAINED
@@ -197,7 +196,7 @@ def main() -> None:
         pictures.append(picture_row(task, clips[shown]["video"], made[shown], mask))
         print({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}, flush=True)
 
-    model = os.path.basename(os.path.normpath(arguments.model))
+    model = model_label(arguments.model)
     stem = f"ten_tasks_{arguments.data}" if told_tasks else f"tasks_{model}"
     settings = {
         name: str(value)

@@ -77,6 +77,20 @@ def test_clips_that_could_not_be_scored_do_not_count():
     assert 30 <= found.low <= found.high <= 32
 
 
+def test_one_clip_that_could_be_scored_among_several_has_a_value_and_no_interval():
+    nothing = {"total": 0.0, "count": 0.0}
+    ours, theirs = ([*clips_with(np.array([value])), nothing, nothing] for value in (31.0, 30.0))
+    (found,) = estimates(Psnr(), ours, FAST).values()
+    assert (found.value, found.low, found.high) == (31, None, None)
+    (difference,) = differences(Psnr(), ours, theirs, FAST).values()
+    assert (difference.value, difference.low, difference.high) == (1, None, None)
+
+
+def test_clips_that_could_not_be_scored_move_no_interval():
+    clips = clips_with(np.random.default_rng(4).normal(30, 2, size=6))
+    assert estimates(Psnr(), [{"total": 0.0, "count": 0.0}, *clips], FAST) == estimates(Psnr(), clips, FAST)
+
+
 def test_unlike_sets_of_clips_have_no_paired_difference():
     clips = clips_with(np.array([30.0, 31.0]))
     with pytest.raises(ValueError, match="the same clips"):

@@ -2,11 +2,13 @@
 
 import gzip
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
+from vidgen.data import digits
 from vidgen.data.digits import MovingDigits, digit_classes, parse_digits
 
 
@@ -95,3 +97,20 @@ def test_wrong_files_and_arguments_are_refused(mnist, tmp_path):
         MovingDigits(mnist, "validation")
     with pytest.raises(ValueError, match="digits"):
         MovingDigits(mnist, digits=(3,))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2**31 - 1, 2**31 - 1), (-1, -1), (0,)])
+def test_a_digit_file_is_not_unpacked_beyond_what_it_says(tmp_path, monkeypatch, shape):
+    monkeypatch.setattr(digits, "_MOST_BYTES", 1 << 20)
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big", signed=True) for size in shape)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(header + bytes(1 << 26), compresslevel=1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="header or length"):
+        MovingDigits(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(ValueError, match="idx file"):
+        MovingDigits(tmp_path)

@@ -16,7 +16,7 @@ from vidgen.cli import main
 from vidgen.data import write_video
 from vidgen.eval.compare import read_result, why_incomparable
 from vidgen.eval.distance import measure_distance
-from vidgen.eval.extractors import SqueezeNetMotion, TinyNetwork
+from vidgen.eval.extractors import SqueezeNetMotion, TinyNetwork, TokenizerFeatures
 from vidgen.eval.feature_extraction import examine, extract_features, extraction_conditions, read_clips
 from vidgen.eval.features import FeatureSet, joined
 from vidgen.eval.frechet import frechet_distance
@@ -25,6 +25,7 @@ from vidgen.eval.preprocess import preprocess
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess
 from vidgen.eval.protocols import get_protocol
 from vidgen.eval.video_survey import check_alike, survey
+from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 
 TINY = get_protocol("fd.tiny", FeatureProtocol)
 
@@ -257,6 +258,58 @@ def test_few_samples_are_refused_under_a_published_name():
     named = measure_distance(real, fake, metrics=("fvd",), protocol=few_by_rule, repeats=4)
     assert named.results[0]["metric"] == "fvd" and not named.bias["rank_ok"]
     assert measure_distance(real, fake, metrics=("kvd",), repeats=4).results[0]["metric"] == "kvd"
+
+
+def test_limits_of_few_samples_are_refused_under_a_published_name_too():
+    real, fake = (random_set(30, seed=seed, f="fvd", k="kvd") for seed in (0, 1))
+    with pytest.raises(ValueError, match="at least 33 samples"):
+        measure_distance(real, fake, metrics=("fvd_inf",))
+    assert measure_distance(real, fake, metrics=("fvd_inf",), allow_small_n=True, repeats=2).results
+
+
+@pytest.mark.parametrize(
+    ("metrics", "changes"),
+    [
+        (("fvd", "kvd"), {"metric": "kvd", "estimator": "polynomial-mmd-unbiased"}),
+        (("kvd",), {"metric": "fvd"}),
+        (("jedi",), {"metric": "kvd", "estimator": "polynomial-mmd-unbiased"}),
+    ],
+)
+def test_a_protocol_is_not_taken_for_another_kind_of_distance(metrics, changes):
+    real, fake = (random_set(40, seed=seed) for seed in (0, 1))
+    with pytest.raises(ValueError, match=r"fd\.tiny is about .* of the kind"):
+        measure_distance(real, fake, metrics=metrics, protocol=replace(TINY, **changes))
+    assert measure_distance(real, fake, metrics=("kvd",), protocol=TINY, repeats=2).results, "surrogates serve for all"
+
+
+def test_a_protocol_that_names_weights_takes_no_others(clips):
+    weights = TinyNetwork().weights.sha256
+    real, fake = (random_set(40, seed=seed) for seed in (0, 1))
+    right, wrong = (replace(TINY, weights_sha256=digest) for digest in (weights, "0" * 64))
+    assert extract(clips, right).num_videos == 12
+    assert measure_distance(real, fake, metrics=("fvd",), protocol=right, repeats=2).results
+    with pytest.raises(ValueError, match=f"with weights of sha256 0+, got {weights}"):
+        extract(clips, wrong)
+    with pytest.raises(ValueError, match=f"with weights of sha256 0+, got {weights}"):
+        measure_distance(real, fake, metrics=("fvd",), protocol=wrong)
+
+
+def test_features_of_a_tokenizer_are_told_from_those_of_another_with_the_same_weights(clips, tmp_path):
+    def features(levels: list[int]) -> FeatureSet:
+        torch.manual_seed(0)
+        options = {"levels": levels}
+        tokenizer = CausalConvTokenizer(
+            bottleneck_options=options, stride=(1, 4, 4), patch=2, widths=(8, 8), depth=1, decoder_depth=1
+        )
+        network = TokenizerFeatures(tokenizer, name="it")
+        found.append(network)
+        return extract_features(survey(clips), network, TINY, count=2, cache=tmp_path)
+
+    found: list[TokenizerFeatures] = []
+    one, other = features([3, 3]), features([9, 9])
+    assert found[0].weights.sha256 == found[1].weights.sha256
+    assert not torch.equal(one.features, other.features) and one.conditions != other.conditions
+    assert torch.equal(features([3, 3]).features, one.features)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vidgen.cli import main
 from vidgen.cli.eval_generation import Command, wanted_samples
 from vidgen.data import parse_caption, read_video, render, to_tensor, write_video
 from vidgen.eval import SqueezeNetDistance, SqueezeNetFeatures
-from vidgen.eval.bootstrap import Bootstrap
+from vidgen.eval.bootstrap import Bootstrap, Estimate
 from vidgen.eval.clip_similarity import ClipSimilarity
 from vidgen.eval.compare import compare, why_incomparable
 from vidgen.eval.diversity import RMS_KEY, Diversity
@@ -24,6 +24,7 @@ from vidgen.eval.extractors.inception import Inception
 from vidgen.eval.extractors.weights import Weights
 from vidgen.eval.generation import GenerationReport, score_folder
 from vidgen.eval.inception_score import InceptionScore, inception_score
+from vidgen.eval.interval import wilson_interval
 from vidgen.eval.motion import CHANGE_KEY, FAST_KEY, Motion
 from vidgen.eval.prompt_score import Obedience, OfPrompt
 from vidgen.eval.samples import conditions_file, read_prompts, sample_path, sample_videos, samples_in
@@ -60,6 +61,26 @@ def test_obedience_is_the_share_of_videos_that_show_their_caption(folder):
     assert obeyed.value == 0.75 and obeyed.low is not None and obeyed.high is not None
     assert obeyed.low < 0.75 < obeyed.high < 1
     assert [round(row["obeyed.all_right"], 2) for row in result.rows()] == [1.0, 0.5]
+
+
+def test_a_share_counts_every_prompt_the_same_and_its_interval_lies_around_it():
+    found = [OfPrompt(1.0, 8), OfPrompt(0.0, 2)]
+    estimate = Obedience().estimate(found, Bootstrap(resamples=100))
+    assert estimate.value == 0.5 and estimate.low is not None and estimate.high is not None
+    assert estimate.low == pytest.approx(1 - estimate.high)
+    single = [OfPrompt(1.0, 1)] * 7 + [OfPrompt(0.0, 1)] * 3
+    assert Obedience().estimate(single, Bootstrap()) == Estimate(0.7, *wilson_interval(7, 10))
+    low, high = (Obedience().estimate(single, Bootstrap(level=level)) for level in (0.8, 0.95))
+    assert low.low is not None and high.low is not None and low.low > high.low
+
+
+def test_every_score_says_how_its_interval_was_made(tmp_path, folder):
+    result = score_folder(folder, [Obedience(), Motion()], name="rendered")
+    report = GenerationReport([result], {}, Bootstrap())
+    scores = report.to_json()["subjects"][0]["scores"]
+    assert scores["obeyed.all_right"]["interval"].startswith("Wilson over videos")
+    assert scores[CHANGE_KEY]["interval"].startswith("bootstrap over prompts")
+    assert any(note.startswith("obeyed.all_right: Wilson over videos") for note in report.notes())
 
 
 def test_a_perfect_share_still_has_an_interval():
@@ -147,6 +168,14 @@ def test_a_crash_while_scoring_loses_no_finished_prompt(tmp_path, folder):
     assert third.seen == 0
 
 
+def test_records_of_prompts_of_other_code_or_versions_are_not_taken_up(tmp_path, folder, monkeypatch):
+    score_folder(folder, [Motion()], name="one", records=tmp_path)
+    for changed in ("code_digest", "version"):
+        monkeypatch.setattr(f"vidgen.eval.report.{changed}", lambda *_, made=changed: f"another {made}")
+        with pytest.raises(RuntimeError):  # at the second prompt, since the kept scores are not taken up
+            score_folder(folder, [Interrupted()], name="one", records=tmp_path)
+
+
 @pytest.mark.parametrize(("dy", "dx"), [(0, 0), (0, 3), (2, -5), (-7, 7)])
 def test_motion_of_a_texture_is_its_displacement_in_percent_of_the_shorter_side(dy, dx):
     texture = torch.rand(3, 80, 80, generator=seeded(0)) * 2 - 1
@@ -198,6 +227,28 @@ def test_inception_score_takes_the_logits_without_bias_of_every_frame():
     again = InceptionScore(network)
     again.update(torch.rand(3, 12, 32, 32, generator=seeded(0)) * 2 - 1)
     assert again.compute() == before and before.mean >= 1
+
+
+def test_inception_score_never_sees_tf32():
+    seen: list[bool] = []
+
+    class Watched(torch.nn.Module):
+        """Two classes, by brightness."""
+
+        fc = torch.nn.Linear(2, 2)
+
+        def forward(self, video):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            bright = video.mean(dim=(1, 3, 4))
+            return torch.stack([bright, -bright], dim=-1)
+
+        def unbiased_logits(self, features):
+            return features
+
+    network: Any = Watched()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        InceptionScore(network).update(torch.zeros(3, 2, 8, 8))
+    assert seen == [False]
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +386,14 @@ def test_the_command_samples_scores_and_goes_on(tmp_path, capsys, folder, clip_f
     assert json.loads((tmp_path / "out.json").read_text())["subjects"] == result["subjects"]
     assert main(["eval", "compare", str(tmp_path / "out.json"), str(tmp_path / "out.json")]) == 0
     assert "clipsim.tiny-clip" in capsys.readouterr().out
-    for wrong, words in (([], "nothing to score"), (["--models", "x"], "need a place")):
+    (tmp_path / "prompts.txt").write_text("a bird\n")
+    arguments[arguments.index("--samples") + 1] = 1
+    assert main([str(word) for word in arguments]) == 0
+    (asked, whole) = json.loads((tmp_path / "out.json").read_text())["subjects"]
+    assert (asked["videos"], asked["of_prompts"][0]["prompt"]) == (1, "a bird"), "others lie in the same folder"
+    assert whole["videos"] == 4
+    alike = ["--models", "a/run/model", "b/run/best", "-o", str(tmp_path / "two.json")]
+    mistakes = ([], "nothing to score"), (["--models", "x"], "need a place"), (alike, "one name in ['run', 'run']")
+    for wrong, words in mistakes:
         assert main(["eval", "generation", *wrong]) == 2
         assert words in capsys.readouterr().err

@@ -10,6 +10,7 @@ import torch
 from tiny_models import pipeline as tiny_pipeline
 
 from vidgen.data.shapes import parse_caption
+from vidgen.eval.coloured_objects import centres
 from vidgen.eval.continuation_obedience import evaluate_continuation
 from vidgen.eval.long_obedience import evaluate_long, long_prompt, there_and_back
 from vidgen.eval.obedience import noise, videos_of
@@ -54,6 +55,15 @@ def test_the_switch_is_found_to_the_frame():
         video = videos_of(Oracle()(case.prompt, generator=noise(6, index)).frames)[0]
         found = see_switch(video, case).frame
         assert found is not None and abs(found - case.frame) <= (1 if case.changed == "motion" else 0)
+
+
+def test_turns_of_long_videos_are_found_to_the_frame():
+    cases = [case for case in draw_timelines(12, seed=6, num_frames=49) if case.changed == "motion"]
+    assert len(cases) == 4
+    for index, case in enumerate(cases):
+        video = videos_of(Oracle()(case.prompt, generator=noise(6, index), num_frames=49).frames)[0]
+        found = see_switch(video, case).frame
+        assert centres(video).shape == (49, 2) and found is not None and abs(found - case.frame) <= 1
 
 
 def test_long_ground_truth_obeys_in_every_segment_and_one_way_motion_does_not():

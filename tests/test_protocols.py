@@ -110,6 +110,20 @@ def test_every_score_of_every_preset_is_computed_or_says_what_it_needs(protocol)
         assert "--" in reason or "av>=" in reason
 
 
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (Preprocess(quantise="none"), "psnr.rgb.frame_mean.cap100 rounds in another way"),
+        (Preprocess(quantise="floor"), "psnr.rgb.frame_mean.cap100 rounds in another way"),
+        (Preprocess(value_range=(-1.0, 1.0)), r"levels in \(-1.0, 1.0\)"),
+    ],
+)
+def test_preprocessing_that_the_scores_would_not_follow_is_refused(steps, words):
+    protocol = dataclasses.replace(get_protocol("recon.quick", ReconstructionProtocol), preprocess=steps)
+    with pytest.raises(ValueError, match=words):
+        scores_for(protocol)
+
+
 def test_a_score_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no score is called"):
         why_missing("psnr", available=[])

@@ -189,6 +189,17 @@ def test_bits_of_tokens_follow_from_the_ids(report):
     assert entropy_bits(subject).sum() <= fixed_length_bits(subject).sum()
 
 
+def test_the_two_numbers_of_bits_of_a_tokenizer_are_named_by_what_they_are(report):
+    """200 codes: log2 is 7.64 bits, and a code of whole bits takes 8."""
+    result = report.to_json()
+    total = next(one["total"] for one in result["subjects"] if one["name"] == "fsq")
+    point = next(one for one in result["points"] if one["rate"] == FIXED)
+    assert total["bits_per_pixel"] / point["bits_per_pixel"] == pytest.approx(math.log2(200) / 8)
+    assert result["conventions"]["bits"].startswith("log2 of the codebook size of each id")
+    assert result["conventions"][f"points.{FIXED}"] == "ceil(log2 K) bits an id"
+    assert any(f"{FIXED}: ceil(log2 K) bits an id; {ENTROPY}: by frequencies" in note for note in report.notes())
+
+
 def test_every_codec_is_one_curve_a_discrete_tokenizer_two_and_a_continuous_one_none(report):
     assert [(curve.family.name, curve.rate) for curve in report.curves] == [
         ("x264", PACKETS), ("x265", PACKETS), ("fsq", FIXED), ("fsq", ENTROPY),

@@ -14,19 +14,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from vidgen.cli import main
-from vidgen.data import read_video, to_tensor, write_video
+from vidgen.data import probe, read_video, to_tensor, write_video
 from vidgen.data.shapes import ShapesWorld, parse_caption, render
-from vidgen.eval import Psnr, SqueezeNetDistance, SqueezeNetFeatures, Ssim
+from vidgen.eval import FrameDistance, Psnr, SqueezeNetDistance, SqueezeNetFeatures, Ssim
 from vidgen.eval.clips import ClipSet, clips_for_protocol, find_clips
 from vidgen.eval.compare import why_incomparable
+from vidgen.eval.diversity import Diversity
 from vidgen.eval.obedience import draw_prompts, evaluate_obedience, split_of, write_obedience
 from vidgen.eval.protocol import ClipRule, Preprocess, ReconstructionProtocol, Resize
 from vidgen.eval.protocols import get_protocol
 from vidgen.eval.recon_report import SubjectResult
 from vidgen.eval.recon_suite import Clip, clips_from_dataset, clips_from_files, evaluate, evaluate_reconstruction
+from vidgen.eval.reconstruction import why_missing
 from vidgen.eval.subjects import FolderSubject, TokenizerSubject
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 
@@ -242,6 +245,48 @@ def test_records_of_other_weights_another_protocol_or_other_content_are_not_take
     assert seen == ["first", "another protocol", "other content", "other weights"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "by"),
+    [
+        ("code_digest", lambda *sources: "edited"),
+        ("version", lambda package: "another"),
+        ("platform.machine", lambda: "another"),
+        ("torch.get_num_threads", lambda: 99),
+    ],
+)
+def test_records_of_other_code_versions_or_machines_are_not_taken_up(tmp_path, monkeypatch, changed, by):
+    seen: list[str] = []
+
+    def run() -> None:
+        evaluate(
+            [TokenizerSubject(tiny("fsq"), "it")], ClipSet([with_content(clip("a", 3))]), protocol=QUICK,
+            records=tmp_path, on_clip=lambda *_: seen.append("scored"),
+        )  # fmt: skip
+
+    run()
+    run()
+    assert seen == ["scored"]
+    monkeypatch.setattr(f"vidgen.eval.report.{changed}", by)
+    run()
+    assert seen == ["scored"] * 2
+
+
+def test_a_score_that_was_not_computed_before_is_computed_by_the_next_call(tmp_path, monkeypatch):
+    clips, key = ClipSet([with_content(clip("a", 3))]), "ssim.rgb.gauss11.valid"
+
+    def run() -> dict:
+        subject = TokenizerSubject(tiny("fsq"), "it")
+        return evaluate([subject], clips, protocol=QUICK, records=tmp_path).subjects[0].total
+
+    def without_ssim(name, *, available):
+        return "not installed" if name == key else why_missing(name, available=available)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vidgen.eval.reconstruction.why_missing", without_ssim)
+        assert run()[key] is None
+    assert run()[key] is not None
+
+
 def test_datasets_are_clips_and_the_shared_squeezenet_gives_its_own_column(shared):
     distance = SqueezeNetDistance.from_file(shared / "weights" / "squeezenet1_0_imagenet.pt")
     clips = clips_from_dataset(ShapesWorld(num_frames=3, height=24, width=24), 2)
@@ -336,6 +381,48 @@ def finished(folder: Path, target: Path, *, frames: int = 4, height: int = 16, f
         darker = (original - 2 * 5 / 255).repeat(1, 2, 1, 1)[:, :frames, :height]
         write_video(target / name, darker, fps=fps)
     return FolderSubject(target, "folder", originals=find_clips([folder]), protocol=QUICK)
+
+
+def test_finished_images_without_times_fit_every_rate(folder, tmp_path):
+    """Only what `write_video` writes says its rate."""
+    shutil.rmtree(folder / "clip2")
+    finished(folder, tmp_path / "done")
+    for image in (tmp_path / "done").rglob("*.png"):
+        Image.open(image).convert("RGB").save(image)
+    subject = FolderSubject(tmp_path / "done", "folder", originals=find_clips([folder]), protocol=QUICK)
+    assert probe(tmp_path / "done" / "clip0").fps == 25 and probe(folder / "clip0").fps == 10
+    assert subject.check(clips_for_protocol(find_clips([folder]), QUICK).clips) == []
+
+
+def test_every_second_frame_has_half_the_rate_that_was_resampled_to(folder, tmp_path):
+    protocol = short_protocol(fps=20.0, stride=2)
+    (one, *_) = clips_for_protocol(find_clips([folder]), protocol).clips
+    for name, fps in (("right", 10), ("wrong", 20)):
+        write_video(tmp_path / name / one.name, torch.cat(list(one.chunks()), 1), fps=fps)
+    right, wrong = (
+        FolderSubject(tmp_path / name, name, originals=find_clips([folder]), protocol=protocol)
+        for name in ("right", "wrong")
+    )
+    assert right.check([one]) == []
+    assert "at 16x20 and 10.00 frames/s" in wrong.check([one])[0].reason
+
+
+def test_perceptual_scores_and_diversity_never_see_tf32():
+    seen: list[bool] = []
+
+    class Watched(FrameDistance):
+        key, smallest_side = "watched", 1
+
+        def frame_distances(self, a, b):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return (a - b).abs().mean(dim=(1, 2, 3))
+
+    before = torch.backends.cudnn.allow_tf32
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        scored(tiny("fsq"), [clip("a", 3)], distances=[Watched()])
+        Diversity([Watched()]).of_prompt("", [torch.zeros(3, 2, 8, 8)] * 2)
+        assert seen == [False] * 2 and torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_a_folder_of_finished_videos_is_scored_like_a_tokenizer(folder, tmp_path):

@@ -97,6 +97,8 @@ def run(command: Command) -> None:
     from vidgen.eval.inception_score import InceptionScore
     from vidgen.eval.motion import Motion
     from vidgen.eval.prompt_score import Obedience, PromptScore
+    from vidgen.eval.report import model_label
+    from vidgen.eval.samples import samples_in
 
     device = pick_device(command.device)
     scores: list[PromptScore] = [Obedience(), Motion(), Diversity(perceptual_distances(command))]
@@ -110,20 +112,24 @@ def run(command: Command) -> None:
         absent[InceptionScore.key] = f"not computed: {inception_wanted()}"
     else:
         network = load_classifier(command.inception, device)
-    folders = [(name, sampled(command, name)) for name in command.models]
-    folders += [(str(folder), folder) for folder in command.videos]
     bootstrap = Bootstrap(resamples=command.resamples)
+    labels = [model_label(model) for model in command.models]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"two models have one name in {labels}, and so one folder of videos; score them in two calls")
+    folders = [(name, *sampled(command, name)) for name in command.models]
+    folders += [(str(folder), folder, samples_in(folder)) for folder in command.videos]
     results = [
         score_folder(
             folder,
             scores,
             name=name,
+            videos=videos,
             inception=None if network is None else InceptionScore(network),
             bootstrap=bootstrap,
             records=None if command.output is None else command.output.with_suffix(".clips"),
             say=print,
         )
-        for name, folder in folders
+        for name, folder, videos in folders
     ]
     report = GenerationReport(results, absent, bootstrap)
     print_whole(report.table(), *report.notes())
@@ -132,16 +138,16 @@ def run(command: Command) -> None:
             print(f"wrote {path}")
 
 
-def sampled(command: Command, model: str) -> Path:
-    """The folder with the videos of a model, which makes those that are missing."""
+def sampled(command: Command, model: str) -> tuple[Path, dict[str, list[Path]]]:
+    """The folder of a model, and the videos in it that were asked for, by prompt; makes those that are missing."""
     import torch
 
-    from vidgen.eval.report import write_json
-    from vidgen.eval.samples import cost_file, sample_videos
+    from vidgen.eval.report import model_label, write_json
+    from vidgen.eval.samples import cost_file, sample_paths, sample_videos
     from vidgen.nn.fingerprint import weights_sha256
 
     place = command.keep or (command.output or Path()).with_suffix(".videos")
-    folder = place / Path(model).name
+    folder = place / model_label(model)
     prompts, suffix = wanted_prompts(command)
     pipeline = load_pipeline(model, device=command.device, precision=command.precision)
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
@@ -169,7 +175,7 @@ def sampled(command: Command, model: str) -> Path:
     if cost is not None:
         parameters = sum(weight.numel() for part in modules.values() for weight in part.parameters())
         write_json(cost_file(folder), {"parameters": parameters, **cost._asdict()})
-    return folder
+    return folder, sample_paths(folder, prompts, samples=wanted_samples(command), suffix=suffix)
 
 
 def wanted_samples(command: Command) -> int:

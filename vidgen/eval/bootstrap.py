@@ -2,8 +2,8 @@
 
 Clips are drawn with replacement and every score is computed again from the sums of the drawn clips, so pooled scores
 and means over frames get the right interval too. Frames of a clip are no independent samples and stay together. For the
-difference of two tokenizers the same clips are drawn for both. Never use it for a Fréchet distance, which is biased
-upwards by repeated samples.
+difference of two tokenizers the same clips are drawn for both. Clips that could not be scored are not drawn. Never use
+it for a Fréchet distance, which is biased upwards by repeated samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class Bootstrap:
         return {"method": "paired bootstrap over clips, percentile", "unit": "clip"} | settings
 
     def draws(self, clips: int) -> np.ndarray:
-        """How often each clip is drawn in each resample, ``resamples clips``; the same for every score."""
+        """How often each clip is drawn in each resample, ``resamples clips``; the same for scores of the same clips."""
         generator = np.random.default_rng(self.seed)
         return generator.multinomial(clips, np.full(clips, 1 / clips), size=self.resamples).astype(np.float64)
 
@@ -46,7 +46,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval; no interval when there are too few clips for one."""
+    """A value and its interval; no interval where fewer than two clips have a score."""
 
     value: float
     low: float | None
@@ -66,10 +66,10 @@ class Estimate:
 def estimates(metric: PairedMetric, clips: Sequence[ClipSums], settings: Bootstrap) -> dict[str, Estimate]:
     """Every score of ``metric`` over all ``clips``, with its interval; empty when no clip could be scored."""
     sums = _arrays(metric, clips)
-    if not sums[metric.weight].any():
+    if not len(sums[metric.weight]):
         return {}
     points = metric.scores({term: values.sum() for term, values in sums.items()})
-    if len(clips) < 2:
+    if len(sums[metric.weight]) < 2:
         return {key: Estimate(float(value), None, None) for key, value in points.items()}
     samples = _resampled(metric, sums, settings)
     return {key: Estimate(float(value), *settings.interval(samples[key])) for key, value in points.items()}
@@ -85,15 +85,16 @@ def differences(
     """
     if len(ours) != len(theirs):
         raise ValueError(f"a paired difference needs the same clips on both sides, got {len(ours)} and {len(theirs)}")
-    first, second = _arrays(metric, ours), _arrays(metric, theirs)
-    lonely = np.flatnonzero((first[metric.weight] > 0) != (second[metric.weight] > 0))
-    if len(lonely):
+    scored = [[clip[metric.weight] > 0 for clip in clips] for clips in (ours, theirs)]
+    lonely = [number for number, (one, other) in enumerate(zip(*scored, strict=True)) if one != other]
+    if lonely:
         raise ValueError(f"{metric.key}: {len(lonely)} clips were scored on one side only, such as number {lonely[0]}")
-    if not first[metric.weight].any():
+    first, second = _arrays(metric, ours), _arrays(metric, theirs)
+    if not any(scored[0]):
         return {}
     points = [metric.scores({term: values.sum() for term, values in sums.items()}) for sums in (first, second)]
     values = {key: float(points[0][key] - points[1][key]) for key in points[0]}
-    if len(ours) < 2:
+    if sum(scored[0]) < 2:
         return {key: Estimate(value, None, None) for key, value in values.items()}
     samples = [_resampled(metric, sums, settings) for sums in (first, second)]
     return {
@@ -102,10 +103,11 @@ def differences(
 
 
 def _arrays(metric: PairedMetric, clips: Sequence[ClipSums]) -> dict[str, np.ndarray]:
-    return {term: np.array([clip[term] for clip in clips], dtype=np.float64) for term in metric.terms}
+    """The sums of the clips that could be scored."""
+    scored = [clip for clip in clips if clip[metric.weight] > 0]
+    return {term: np.array([clip[term] for clip in scored], dtype=np.float64) for term in metric.terms}
 
 
 def _resampled(metric: PairedMetric, sums: dict[str, np.ndarray], settings: Bootstrap) -> dict[str, np.ndarray]:
     draws = settings.draws(len(sums[metric.weight]))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of clips that could not be scored is NaN
-        return metric.scores({term: draws @ values for term, values in sums.items()})
+    return metric.scores({term: draws @ values for term, values in sums.items()})

@@ -36,10 +36,15 @@ class Track:
 
 
 def reduced_levels(video: Tensor) -> np.ndarray:
-    """3 t h w in [-1, 1] -> t h w 3 in 0..255, reduced to what the judge needs."""
-    video = video.detach().float().cpu()
+    """3 t h w in [-1, 1] -> t h w 3 in 0..255, reduced to what the judge needs: of long videos MOST_FRAMES frames."""
     if video.shape[1] > MOST_FRAMES:
         video = video[:, torch.linspace(0, video.shape[1] - 1, MOST_FRAMES).round().long()]
+    return small_levels(video)
+
+
+def small_levels(video: Tensor) -> np.ndarray:
+    """3 t h w in [-1, 1] -> every frame in 0..255, t h w 3, averaged down to about LONGEST_SIDE."""
+    video = video.detach().float().cpu()
     reduction = max(1, round(max(video.shape[-2:]) / LONGEST_SIDE + 0.2))
     if reduction > 1:
         video = functional.avg_pool2d(video, reduction)
@@ -60,7 +65,7 @@ def centres(video: Tensor) -> np.ndarray:
 
     NaN where there is nothing. For scenes with one object; the background is that of the whole video.
     """
-    frames = reduced_levels(video)
+    frames = small_levels(video)
     offset = _squared(frames - border_colour(frames))
     height, width = frames.shape[1:3]
     return centroids(np.where(offset > CONTRAST**2, 1.0, 0.0)) / np.array([width, height])

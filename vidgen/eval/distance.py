@@ -35,6 +35,11 @@ METRICS: dict[str, Kind] = {
     "kd": "kernel",
     "jedi": "jedi",
 }
+ESTIMATED: dict[str, tuple[Kind, ...]] = {
+    "frechet": ("frechet", "limit"),
+    "polynomial-mmd-unbiased": ("kernel",),
+    "polynomial-mmd-biased": ("jedi",),
+}
 JEDI_SCALE = 100.0
 LEAST_VIDEOS = 8
 
@@ -86,8 +91,8 @@ def measure_distance(
         repeats: subsets drawn for each spread.
 
     Raises:
-        ValueError: sets that do not compare or were not made by `protocol`, another number of videos than it takes,
-            too few videos, too few rows for a published name, unknown metrics.
+        ValueError: sets that do not compare or were not made by `protocol`, another distance or number of videos than
+            it takes, too few videos, too few rows for a published name, unknown metrics.
     """
     started = time.perf_counter()
     kinds = kinds_of(metrics)
@@ -205,6 +210,9 @@ def check_numbers(
 ) -> None:
     """ValueError when there are not the videos that `protocol` takes, or too few for a distance or for its name.
 
+    Also when the first of `kinds` is not what `protocol` estimates; the others stand beside it. A surrogate of FVD
+    (fd.<name>) has no published number to mistake, and serves for every kind.
+
     Args:
         videos: how many real and fake ones there are.
         rows: of features, in the smaller set.
@@ -213,6 +221,11 @@ def check_numbers(
     """
     wanted = (None, None)
     if protocol is not None:
+        if kinds[0] not in ESTIMATED[protocol.estimator] and not protocol.metric.startswith("fd."):
+            raise ValueError(
+                f"{protocol.name} is about {protocol.metric} (estimator {protocol.estimator}), and a distance of the "
+                f"kind {kinds[0]} was asked for; choose a protocol of that kind"
+            )
         fakes = None if protocol.num_fake is None else protocol.num_fake * protocol.repeats
         wanted = (protocol.num_real, fakes)
     for which, count, exact in zip(("real", "fake"), videos, wanted, strict=True):
@@ -226,7 +239,7 @@ def check_numbers(
             raise ValueError(
                 f"expected at least {LEAST_VIDEOS} {which} videos, got {count}; a distance is between sets"
             )
-    if "frechet" in kinds and not allow_small_n and _is_mostly_bias(name, rows, width, protocol):
+    if {"frechet", "limit"} & set(kinds) and not allow_small_n and _is_mostly_bias(name, rows, width, protocol):
         raise ValueError(
             f"{name.upper()} of {rows} samples in {width} dimensions is mostly bias; use at least {width + 1} samples "
             f"(2048 are usual) or `vidgen eval kvd`, or accept a number named {name}_biased with --allow-small-n"
@@ -250,6 +263,7 @@ def _check_protocol(features: FeatureSet, protocol: FeatureProtocol) -> None:
             f"these features are not those of {protocol.name}: {'; '.join(differences[:4])}; extract them by it, or "
             "measure without a protocol"
         )
+    protocol.check_weights(features.conditions["extractor"]["weights_sha256"])
 
 
 def _of_kernel(kernel: PolynomialKernel, mmd: str, scale: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidgen.eval.perceptual import FrameDistance
 from vidgen.eval.pixels import to_levels
+from vidgen.eval.precision import without_tf32
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
 from vidgen.nn.fingerprint import weights_sha256
 
@@ -38,6 +39,7 @@ class Diversity(PromptScore):
             scores.setdefault(RMS_KEY, []).append(float(rms))
             for distance in self.distances:
                 if min(one.shape[-2:]) >= distance.smallest_side:
-                    apart = float(distance(one[None], other[None]).mean())
+                    with without_tf32():
+                        apart = float(distance(one[None], other[None]).mean())
                     scores.setdefault(f"diversity.{distance.key}", []).append(apart)
         return {key: OfPrompt(sum(of_pairs) / len(of_pairs), len(videos)) for key, of_pairs in scores.items()}

@@ -20,6 +20,7 @@ from vidgen.data.decode import VideoError
 from vidgen.data.video import iter_frames
 from vidgen.eval.extractors.base import FeatureExtractor
 from vidgen.eval.features import FeatureSet, joined
+from vidgen.eval.precision import without_tf32
 from vidgen.eval.preprocess import clip_span, clip_starts, preprocess
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess
 from vidgen.eval.ranks import gathered, share
@@ -32,7 +33,12 @@ TOO_SHORT = "too short for a clip"
 
 
 def extraction_conditions(extractor: FeatureExtractor, protocol: FeatureProtocol, *, seed: int) -> dict[str, Any]:
-    """What decides the features of a video, JSON-able: two sets made under equal conditions may be compared."""
+    """What decides the features of a video, JSON-able: two sets made under equal conditions may be compared.
+
+    Raises:
+        ValueError: the network has other weights than `protocol` names.
+    """
+    protocol.check_weights(extractor.weights.sha256)
     return json.loads(
         json.dumps(
             {
@@ -275,8 +281,7 @@ class _Extraction:
     def _features(self, batch: list[tuple[str, Tensor]]) -> Tensor:
         """Clips of one shape -> ``b n d``."""
         clips = torch.stack([clip for _, clip in batch]).to(self.device)
-        # PyTorch lets CUDA convolutions round their input to 10 bits, which published features never saw
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with without_tf32():
             return self.extractor(clips).float().cpu()
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,11 @@ from vidgen.eval.clips import content_sha256
 from vidgen.eval.inception_score import InceptionScore, SplitScore
 from vidgen.eval.prompt_score import OfPrompt, PromptScore
 from vidgen.eval.recon_report import rounded
-from vidgen.eval.report import environment_stamp, write_csv, write_json
+from vidgen.eval.report import environment_stamp, record_stamp, write_csv, write_json
 from vidgen.eval.samples import conditions_file, cost_file, samples_in
 
 SCHEMA = "vidgen.eval/1"
+SOURCES = ("vidgen/data", "vidgen/eval")  # the code that decides what a record holds
 # Rows of the terminal table below the scores: key in `FolderResult.cost`, label.
 COST_ROWS = {
     "parameters": "parameters",
@@ -84,7 +85,10 @@ class FolderResult:
 
     def to_json(self) -> dict[str, Any]:
         inception = None if self.inception is None else self.inception._asdict()
-        scores = {key: one.to_json() | {"prompts": len(self.found(key))} for key, one in self.estimates.items()}
+        scores = {
+            key: one.to_json() | {"prompts": len(self.found(key)), "interval": self.score_of[key].interval}
+            for key, one in self.estimates.items()
+        }
         return {
             "name": self.name,
             "conditions": self.conditions,
@@ -137,7 +141,7 @@ class GenerationReport:
                 "source": "vidgen: what decides which videos are compared",
             },
             "weights": {key: digest for folder in self.folders for key, digest in folder.weights.items()},
-            "uncertainty": self.bootstrap.to_json() | {"unit": "prompt", "method": "bootstrap over prompts"},
+            "uncertainty": self.bootstrap.to_json() | {"unit": "prompt", "method": "as each score says"},
             "subjects": [folder.to_json() for folder in self.folders],
             "absent": self.absent,
             "environment": environment_stamp(),
@@ -175,8 +179,10 @@ class GenerationReport:
         return table
 
     def notes(self) -> list[str]:
-        """Below the table: why numbers are missing."""
-        notes = [f"{folder.name}: {reason}" for folder in self.folders for reason in folder.missing]
+        """Below the table: intervals of another kind than its heading says, and why numbers are missing."""
+        scores = {key: score for folder in self.folders for key, score in folder.score_of.items()}
+        notes = [f"{key}: {one.interval}" for key, one in scores.items() if one.interval != PromptScore.interval]
+        notes += [f"{folder.name}: {reason}" for folder in self.folders for reason in folder.missing]
         return notes + [f"{key}: {reason}" for key, reason in self.absent.items()]
 
 
@@ -185,6 +191,7 @@ def score_folder(
     scores: Sequence[PromptScore],
     *,
     name: str,
+    videos: Mapping[str, Sequence[Path]] | None = None,
     inception: InceptionScore | None = None,
     bootstrap: Bootstrap | None = None,
     records: Path | None = None,
@@ -193,18 +200,21 @@ def score_folder(
     """Score ``{prompt}-{index}`` videos, one prompt in memory at a time.
 
     Args:
+        videos: prompt -> those of the folder that are scored; all of them by default.
         inception: a fresh one for each folder; it has to see every video again in each run.
         records: a folder for the scores of single prompts, from which an interrupted run goes on.
         say: told every 100 prompts.
     """
     weights = {key: digest for score in scores for key, digest in score.weights().items()}
     keys = sorted(key for score in scores for key in score.keys)
-    kept = None if records is None else ClipRecords(records, name, identity={"scores": keys, "weights": weights})
-    known = {} if kept is None else kept.read()
-    if kept is not None:
+    kept, known = None, {}
+    if records is not None:
+        conditions = {"scores": keys, "weights": weights, "made_by": record_stamp("cpu", *SOURCES)}
+        kept = ClipRecords(records, name, identity=conditions)
+        known = kept.read()
         kept.open()
     found: dict[str, dict[str, Any]] = {}
-    by_prompt = samples_in(folder)
+    by_prompt = samples_in(folder) if videos is None else videos
     for prompt, paths in by_prompt.items():
         content = hashlib.sha256("\n".join(content_sha256(path) for path in paths).encode()).hexdigest()
         record = known.get((prompt, content))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vidgen.eval.extractors import Inception
+from vidgen.eval.precision import without_tf32
 from vidgen.eval.preprocess import preprocess
 from vidgen.eval.protocol import FeatureProtocol
 from vidgen.eval.protocols import get_protocol
@@ -43,7 +44,8 @@ class InceptionScore:
     def update(self, video: Tensor) -> None:
         """``3 t h w`` in [-1, 1]."""
         device = self.network.fc.weight.device
-        features = self.network(preprocess(video[None].to(device), PREPROCESS))[0]
+        with without_tf32():
+            features = self.network(preprocess(video[None].to(device), PREPROCESS))[0]
         self.logits.append(self.network.unbiased_logits(features).double().cpu())
 
     def compute(self) -> SplitScore:

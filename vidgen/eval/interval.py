@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 
 class Interval(NamedTuple):
     """Lower and upper bound of a proportion, both in [0, 1]."""
@@ -12,14 +14,19 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = 1.959963984540054) -> Interval:
-    """Score interval of ``successes`` out of ``trials`` (Wilson 1927); the default ``z`` gives 95 %.
+def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Interval:
+    """Score interval of ``successes`` out of ``trials`` (Wilson 1927).
 
     Unlike the normal approximation it stays inside [0, 1] and has width at 0 and at ``trials`` successes.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials and at least one trial, got {successes} of {trials}")
-    share = successes / trials
+    return wilson_around(successes / trials, trials, level=level)
+
+
+def wilson_around(share: float, trials: int, *, level: float) -> Interval:
+    """The same for a mean of shares, which need not be a whole number of the ``trials`` behind it."""
+    z = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
     shrink = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))

@@ -10,7 +10,7 @@ from torch import Tensor
 from vidgen.data import parse_caption
 from vidgen.eval.bootstrap import Bootstrap, Estimate
 from vidgen.eval.detector import judge
-from vidgen.eval.interval import wilson_interval
+from vidgen.eval.interval import wilson_around
 
 
 class OfPrompt(NamedTuple):
@@ -21,9 +21,10 @@ class OfPrompt(NamedTuple):
 
 
 class PromptScore(ABC):
-    """Counts every prompt the same, however many samples it has."""
+    """Counts every prompt the same, however many samples it has. `interval` says in words how its interval is made."""
 
     keys: frozenset[str]
+    interval = "bootstrap over prompts, percentile"
     higher_is_better: bool | None = None
     missing: str  # why a prompt, or all of them, may have no score
 
@@ -44,12 +45,14 @@ class PromptScore(ABC):
 
 
 class Obedience(PromptScore):
-    """``obeyed.…``: share of videos that show what a caption of the shapes world says (see `detector`).
+    """``obeyed.…``: share of a prompt's videos that show what its caption of the shapes world says (see `detector`).
 
-    The interval is Wilson's over videos, since a bootstrap of a perfect score has no width.
+    The interval is Wilson's, since a bootstrap of a perfect score has no width. It takes the samples of a prompt for
+    independent, and is too narrow where they are alike.
     """
 
     higher_is_better = True
+    interval = "Wilson over videos, as if the samples of a prompt were independent"
     missing = "the judge reads captions of the shapes world only"
     attributes = ("colour_motion_background", "all_right")
     keys = frozenset({"obeyed.colour_motion_background", "obeyed.all_right"})
@@ -66,5 +69,5 @@ class Obedience(PromptScore):
         }
 
     def estimate(self, found: Sequence[OfPrompt], settings: Bootstrap) -> Estimate:
-        right, videos = sum(round(one.value * one.videos) for one in found), sum(one.videos for one in found)
-        return Estimate(right / videos, *wilson_interval(right, videos))
+        share = float(np.mean([one.value for one in found]))
+        return Estimate(share, *wilson_around(share, sum(one.videos for one in found), level=settings.level))

@@ -97,7 +97,10 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionProtocol(Protocol):
-    """How reconstructions are scored. The convention of each score is in its key (`reconstruction.METRICS`)."""
+    """How reconstructions are scored. The convention of each score is in its key (`reconstruction.METRICS`).
+
+    `preprocess` has to say the same of rounding as the keys, and levels stay 0…255: `scores_for` refuses all else.
+    """
 
     metrics: tuple[str, ...]
     # "frame": every frame counts the same; "clip": every clip does, however long
@@ -109,7 +112,7 @@ class ReconstructionProtocol(Protocol):
 class FeatureProtocol(Protocol):
     """How two sets of videos are compared in the feature space of a network (Fréchet distance, kernel distance)."""
 
-    metric: str  # "fvd", "fid", "kvd", "fd.<extractor>"
+    metric: str  # what `estimator` gives is called: "fvd", "fid", "kvd", "fd.<extractor>"
     extractor: str
     tap: str  # which layer, pooled how
     weights_sha256: str | None = None  # None: whatever file the user gives; its hash is in the result
@@ -120,6 +123,14 @@ class FeatureProtocol(Protocol):
     repeats: int = 1  # draws of the fake set, reported as mean and spread
     conditioning_frames: int = 0  # frames at the start of a fake clip that were given to the generator
     small_n: bool = False  # the published number of videos does not exceed the number of features
+
+    def check_weights(self, sha256: str) -> None:
+        """ValueError unless the network of that file is the protocol's."""
+        if self.weights_sha256 not in (None, sha256):
+            raise ValueError(
+                f"{self.name} takes {self.extractor} with weights of sha256 {self.weights_sha256}, got {sha256}; give "
+                "that file, or choose another protocol"
+            )
 
 
 def differing_conditions(ours: Any, theirs: Any, name: str = "") -> list[str]:

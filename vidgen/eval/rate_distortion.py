@@ -26,10 +26,15 @@ from vidgen.eval.bd_rate import bd_rate, rate_excess
 from vidgen.eval.bootstrap import Estimate
 from vidgen.eval.charts import Series, curve_chart, stacked
 from vidgen.eval.metric import PairedMetric
-from vidgen.eval.recon_report import SCHEMA, ReconstructionReport, SubjectResult, rounded
+from vidgen.eval.recon_report import CONVENTIONS, SCHEMA, ReconstructionReport, SubjectResult, rounded
 from vidgen.eval.report import write_csv, write_json
 
 PACKETS, FIXED, ENTROPY = "packets", "fixed-length", "order-0 entropy"
+RATES = {
+    PACKETS: "bytes of the packets, no container",
+    FIXED: "ceil(log2 K) bits an id",
+    ENTROPY: "by frequencies over these clips, without the table",
+}
 # Columns of the table behind the scores: key in `SubjectResult.total`, header. Codecs have no parameters.
 COST_COLUMNS = {
     "encode_frames_per_second": "encode frames/s",
@@ -189,13 +194,17 @@ class RateDistortionReport:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """The reconstruction result with curves and comparisons."""
+        """The reconstruction result with curves and comparisons.
+
+        The bits of tokens differ: `total` of a subject has log2 K of each id out of K, a point what its `rate` says.
+        """
         return self.scored.to_json() | {
             "schema": SCHEMA,
             "kind": "rate-distortion",
             "anchor": self.anchor,
             "points": self.points(),
             "comparisons": [one.to_json() for one in self.comparisons],
+            "conventions": CONVENTIONS | {f"points.{rate}": counted for rate, counted in RATES.items()},
         }
 
     def write(self, path: str | Path) -> tuple[Path, Path]:
@@ -238,8 +247,7 @@ class RateDistortionReport:
         length = f"{min(frames)}" if min(frames) == max(frames) else f"{min(frames)} to {max(frames)}"
         notes = [
             f"clips of {length} frames: every clip of a codec begins with a key frame, whose cost falls with length",
-            "packets: bytes of the packets, no container; fixed-length: ceil(log2 K) bits an id; order-0 entropy: by "
-            "frequencies over these clips, without the table; no decoder is counted",
+            "; ".join(f"{rate}: {counted}" for rate, counted in RATES.items()) + "; no decoder is counted",
         ]
         bare = [one.name for one in self.scored.subjects if one.usage is None and "encoder" not in one.identity]
         if bare:

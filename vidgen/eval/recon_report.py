@@ -29,7 +29,7 @@ CONVENTIONS = {
     "flicker": "levels of 255: change from frame to frame on pixels that stand still in the original, minus its own",
     "warping_error": "levels of 255: change along the original's motion; .original: of the original; .coverage: share",
     "tokens": "tokens of the clip (valid prefix where the tokenizer is variable-rate)",
-    "bits": "fixed-length code of the ids, no entropy coding",
+    "bits": "log2 of the codebook size of each id, no entropy coding; of codecs: of their packets",
     "bits_per_pixel": "bits over frames x height x width",
     "compression_ratio": "24-bit RGB over bits",
     "values_ratio": "RGB values of the clip over values of its tokens",

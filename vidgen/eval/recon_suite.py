@@ -25,10 +25,16 @@ from vidgen.eval.psnr import PhaseMean, WorstFrames
 from vidgen.eval.ranks import gathered, share
 from vidgen.eval.recon_report import ReconstructionReport, SubjectResult
 from vidgen.eval.reconstruction import scores_for
-from vidgen.eval.report import environment_stamp, peak_memory_megabytes, reset_peak_memory
+from vidgen.eval.report import environment_stamp, peak_memory_megabytes, record_stamp, reset_peak_memory
 from vidgen.eval.subjects import Counts, Subject, TokenizerSubject
 from vidgen.nn.fingerprint import weights_sha256
 from vidgen.tokenizers.base import Tokenizer
+
+# The code that decides what a record holds.
+SOURCES = (
+    "vidgen/latents.py",
+    *(f"vidgen/{part}" for part in ("kernels", "nn", "bottlenecks", "schedulers", "tokenizers", "data", "eval")),
+)
 
 __all__ = ["Clip", "clips_from_dataset", "clips_from_files", "evaluate", "evaluate_reconstruction"]
 
@@ -147,7 +153,13 @@ class Scorer:
         known: dict[tuple[str, str], dict[str, Any]] = {}
         kept = None
         if records is not None:
-            conditions = {"subject": identity, "protocol": self.protocol.sha256, "distances": self.weights}
+            conditions = {
+                "subject": identity,
+                "protocol": self.protocol.sha256,
+                "metrics": [metric.key for metric in metrics],
+                "distances": self.weights,
+                "made_by": record_stamp(subject.device, *SOURCES),
+            }
             kept = ClipRecords(records, subject.name, identity=conditions)
             known = kept.read()
             kept.open()

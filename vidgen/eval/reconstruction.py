@@ -9,7 +9,8 @@ from torch import Tensor
 from vidgen.eval.metric import ClipMean, PairedFrameMean, PairedMetric
 from vidgen.eval.perceptual import FrameDistance, lpips_nets, why_lpips_is_missing
 from vidgen.eval.pixels import check_pair
-from vidgen.eval.protocol import ReconstructionProtocol
+from vidgen.eval.precision import without_tf32
+from vidgen.eval.protocol import Preprocess, ReconstructionProtocol
 from vidgen.eval.psnr import PooledPsnr, Psnr
 from vidgen.eval.ssim import MsSsim, Ssim
 from vidgen.eval.temporal import Flicker, TemporalDifferencePsnr
@@ -57,10 +58,9 @@ class PerceptualScore(PairedFrameMean):
 
     def frame_scores(self, video: Tensor, reference: Tensor) -> Tensor:
         check_pair(video, reference, key=self.key, smallest_side=self.smallest_side)
-        frames = [
-            self.distance(_signed(a), _signed(b))
-            for a, b in zip(video.split(4, dim=2), reference.split(4, dim=2), strict=True)
-        ]
+        pieces = zip(video.split(4, dim=2), reference.split(4, dim=2), strict=True)
+        with without_tf32():
+            frames = [self.distance(_signed(a), _signed(b)) for a, b in pieces]
         return torch.cat(frames, dim=1)
 
 
@@ -83,8 +83,9 @@ def scores_for(protocol: ReconstructionProtocol, distances: Sequence[FrameDistan
         distances: perceptual distances that have their weights; those that the protocol does not name are scored too.
 
     Raises:
-        ValueError: a key that nothing computes.
+        ValueError: a key that nothing computes, or that rounds in another way than the protocol says.
     """
+    _check_levels(protocol)
     perceptual = {distance.key: PerceptualScore(distance) for distance in distances}
     metrics, missing = [], {}
     for key in dict.fromkeys([*protocol.metrics, *perceptual]):
@@ -96,6 +97,21 @@ def scores_for(protocol: ReconstructionProtocol, distances: Sequence[FrameDistan
         by_clip = protocol.pooling == "clip" and not isinstance(metric, ClipMean)
         metrics.append(ClipMean(metric) if by_clip else metric)
     return Scores(metrics, missing)
+
+
+def _check_levels(protocol: ReconstructionProtocol) -> None:
+    """ValueError where the preprocessing names levels that the keys of the scores do not."""
+    steps = protocol.preprocess
+    endings = {"round": "", "none": ".float", "floor": ".floor"}
+    for key in protocol.metrics:
+        found = next((ending for ending in (".float", ".floor") if key.endswith(ending)), "")
+        if key in METRICS and found != endings[steps.quantise]:
+            raise ValueError(
+                f"{protocol.name} says quantise={steps.quantise!r}, and {key} rounds in another way; the ending of a "
+                "key decides: none for round, .float for none, .floor for floor"
+            )
+    if steps.value_range != Preprocess.value_range:
+        raise ValueError(f"{protocol.name} wants levels in {steps.value_range}; reconstructions are scored in 0…255")
 
 
 def why_missing(key: str, *, available: Sequence[str]) -> str | None:

@@ -70,6 +70,22 @@ def code_digest(*sources: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def record_stamp(device: torch.device | str, *sources: str) -> dict[str, Any]:
+    """The environment with the digest of `sources` in place of the commit: what made a record that is kept.
+
+    Where it is equal, the environment that a result states is that of its kept records too, speeds included.
+    """
+    stamp = environment_stamp(device)
+    del stamp["commit"]
+    return stamp | {"code": code_digest(*sources)}
+
+
+def model_label(model: str | Path) -> str:
+    """What tables call a model: its name or folder, and the run's for the `model` and `best` of a run folder."""
+    path = Path(os.path.normpath(model))
+    return path.parent.name if path.name in ("model", "best") and path.parent.name else path.name
+
+
 def reset_peak_memory(device: torch.device | str) -> None:
     """Let `peak_memory_megabytes` forget what was before; without effect on systems other than Linux and CUDA."""
     device = torch.device(device)

@@ -71,6 +71,14 @@ def samples_in(folder: str | Path) -> dict[str, list[Path]]:
     return {prompt: [path for _, path in sorted(paths)] for prompt, paths in sorted(found.items())}
 
 
+def sample_paths(folder: Path, prompts: Sequence[str], *, samples: int, suffix: Suffix) -> dict[str, list[Path]]:
+    """Where `samples` videos of each prompt lie, in the order of `samples_in`. ValueError as `sample_path`."""
+    return {
+        prompt: [sample_path(folder, prompt, index, suffix=suffix) for index in range(samples)]
+        for prompt in sorted(prompts)
+    }
+
+
 @torch.no_grad()
 def sample_videos(
     pipeline: TextToVideo,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.data import VideoError, find_videos, iter_frames, probe, to_tensor
-from vidgen.data.decode import IMAGE_SUFFIXES
+from vidgen.data.decode import IMAGE_FPS, IMAGE_SUFFIXES
 from vidgen.data.video import VIDEO_SUFFIXES
 from vidgen.eval.clips import LOSSLESS, Clip, Exclusion, content_sha256, target_size
 from vidgen.eval.codebook import CodebookUsage
@@ -168,8 +168,8 @@ class TokenizerSubject(Subject):
 class FolderSubject(Subject):
     """A folder of reconstructions of what a protocol takes from each clip, found by name whatever their suffix.
 
-    They need the length, size and frame rate of what is scored. Write them lossless (folders of PNGs, ffv1): an mp4 of
-    a 42 dB reconstruction scores 34 dB.
+    They need the length and size of what is scored, and its frame rate where they have one (images need not). Write
+    them lossless (folders of PNGs, ffv1): an mp4 of a 42 dB reconstruction scores 34 dB.
     """
 
     device = torch.device("cpu")
@@ -204,8 +204,9 @@ class FolderSubject(Subject):
             return f"its reconstruction is damaged: {error}"
         real = probe(self.originals[clip.name])
         size = target_size(self.protocol.preprocess, real.height, real.width) or (real.height, real.width)
-        fps = self.protocol.clip.fps or real.fps / self.protocol.clip.stride
-        if size != (fake.height, fake.width) or abs(fps - fake.fps) > 0.01 * fps:
+        fps = (self.protocol.clip.fps or real.fps) / self.protocol.clip.stride
+        has_times = (fake.codec, fake.fps) != ("images", IMAGE_FPS)
+        if size != (fake.height, fake.width) or (has_times and abs(fps - fake.fps) > 0.01 * fps):
             return (
                 f"is scored at {size[0]}x{size[1]} and {fps:.2f} frames/s, and its reconstruction in {self.folder} has "
                 f"{fake.height}x{fake.width} and {fake.fps:.2f} frames/s; make them equal"
@@ -277,7 +278,7 @@ class _Originals:
 
 
 def _rate(latents: Latents) -> tuple[int, float]:
-    """Tokens and fixed-length bits of a chunk, summed over its samples; only valid prefixes count."""
+    """Tokens of a chunk, and bits (log2 of each id's codebook size), over its samples; only valid prefixes count."""
     number = latents.tokens.shape[1]
     lengths = [number] * len(latents) if latents.length is None else latents.length.tolist()
     bits = torch.zeros(number, dtype=torch.float64)

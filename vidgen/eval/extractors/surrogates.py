@@ -3,7 +3,10 @@
 Their distances order videos as any sensible features do and are called fd.<name>: none of them is FVD or FID.
 """
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -89,6 +92,13 @@ class TokenizerFeatures(FeatureExtractor):
         self.tokenizer = tokenizer
         self.weights = Weights(None, weights_sha256(tokenizer), "state-dict", None)
         self.eval().requires_grad_(False)
+
+    def identity(self) -> dict[str, Any]:
+        """With class and configuration, which may decide what no weight does, such as the levels of FSQ."""
+        # names with an underscore say where it was loaded from, and by which version
+        config = {name: value for name, value in self.tokenizer.config.items() if name[0] != "_"}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+        return super().identity() | {"class": type(self.tokenizer).__name__, "config_sha256": digest}
 
     def features(self, video: Tensor) -> Tensor:
         tokens = self.tokenizer.encode(video).tokens
