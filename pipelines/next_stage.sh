@@ -24,7 +24,7 @@ if [ -n "$dry" ]; then
 fi
 for name in shapes-masked shapes-flow shapes-ar; do
   folder=runs/gpu-$name
-  if [ -d "$folder/model" ]; then
+  if [ -e "$folder/shipped" ]; then # model/ is there from the first checkpoint on
     echo "$name is finished; remove $folder for another round"
     continue
   fi
@@ -33,6 +33,7 @@ for name in shapes-masked shapes-flow shapes-ar; do
   if train "$name" "$folder" "$left" --steps "${MORE_STEPS:-6000}" --batch-size 64 --cached-clips 8192 \
     --cache-dir runs/cache --validate-every 1000 --checkpoint-every 500; then
     "$PYTHON" pipelines/ship.py "$folder" "$name"
+    touch "$folder/shipped"
   else
     echo "$name: stopped, goes on next time"
     break

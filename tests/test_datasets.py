@@ -164,6 +164,8 @@ def test_what_cannot_be_read_may_give_way_to_the_next_video(folder):
         ("metadata.csv", "file,text\na.mp4,hello\n", "file_name"),
         ("metadata.csv", "file_name,text\ngone.mp4,hello\n", "does not exist"),
         ("metadata.csv", "file_name,text\n", "at least one row"),
+        ("metadata.csv", "file_name,text\n/etc/hostname,hello\n", "below it in row 1"),
+        ("metadata.jsonl", '{"file_name": "deep/../../a.mp4"}\n', "below it in row 1"),
         ("metadata.jsonl", '{"file_name": "a.mp4"}\nnot json\n', "line 2"),
         ("metadata.jsonl", '["a.mp4"]\n', "JSON object"),
     ],

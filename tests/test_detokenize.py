@@ -37,6 +37,14 @@ def tokens(tokenizer, tmp_path) -> Path:
     return tmp_path / "tokens"
 
 
+def test_a_folder_of_images_is_one_clip_even_where_it_is_called_by_a_dot(tokenizer, tmp_path, monkeypatch):
+    write_video(tmp_path / "frames", torch.zeros(3, 2, 16, 16), fps=10)
+    monkeypatch.chdir(tmp_path / "frames")
+    for folder, output in ((".", tmp_path / "dot"), (str(tmp_path / "frames"), tmp_path / "named")):
+        assert main(["tokenize", folder, "--tokenizer", str(tokenizer), "-o", str(output)]) == 0
+        assert [path.name for path in output.iterdir()] == ["frames.safetensors"]
+
+
 def detokenize(tokens: Path, tokenizer: Path, *more: str) -> int:
     return main(["detokenize", str(tokens), "--tokenizer", str(tokenizer), *more])
 

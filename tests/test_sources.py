@@ -1,7 +1,10 @@
 """Does a split by source keep recordings together, and are pieces what training and scoring can read?"""
 
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +77,73 @@ def test_pieces_are_cut_once_and_other_pieces_need_another_folder(videos: Path, 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == before
     with pytest.raises(ValueError, match="cut otherwise"):
         cut_by_source(videos, tmp_path, Cutting(num_frames=5, height=16, width=16, unseen=0.4))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_cutting_never_removes_what_it_did_not_cut(videos: Path, tmp_path: Path):
+    mine = tmp_path / "mine"
+    shutil.copytree(videos, mine / "train")
+    before = tree(mine)
+    for sources in (mine, mine / "train", videos):
+        with pytest.raises(ValueError, match="choose"):
+            cut_by_source(sources, mine, CUTTING)
+    with pytest.raises(ValueError, match="outside"):
+        cut_by_source(mine, mine / "pieces", CUTTING)
+    assert tree(mine) == before
+
+
+@pytest.mark.parametrize("stop_at", ["cars-mp4-00", ".pieces.unfinished", "train", "unseen", "pieces.json"])
+def test_a_cut_that_was_stopped_leaves_nothing_under_its_names_and_is_taken_up(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
+):
+    whole = cut_by_source(videos, tmp_path / "whole", CUTTING)
+    folder = tmp_path / "stopped"
+    for step in (Path.rename, Path.replace):
+
+        def stopped(path: Path, target: Path, step: Any = step) -> Path:
+            if stop_at in (path.name, target.name):
+                raise KeyboardInterrupt
+            return step(path, target)
+
+        monkeypatch.setattr(Path, step.__name__, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cut_by_source(videos, folder, CUTTING)
+    assert not (folder / "pieces.json").exists()
+    monkeypatch.undo()
+    assert cut_by_source(videos, folder, CUTTING) == whole
+    assert tree(folder) == tree(tmp_path / "whole")
+
+
+def test_videos_of_one_name_in_two_folders_are_both_cut(videos: Path, tmp_path: Path):
+    for number, name in enumerate(("cars", "dog", "sea")):
+        for folder in ("x", "y"):
+            write_video(tmp_path / f"in/{folder}/{name}.mp4", iter(moving_bars(9, shift=number)), fps=10)
+    found = cut_by_source(tmp_path / "in", tmp_path / "out", CUTTING)
+    names = {name for side in found["pieces"].values() for name in side}
+    assert names == {f"{folder}/{name}.mp4" for folder in "xy" for name in ("cars", "dog", "sea")}
+    assert len(list((tmp_path / "out").glob("*/*-00"))) == 6
+    write_video(tmp_path / "in/x-cars.mp4", iter(moving_bars(9, shift=0)), fps=10)
+    with pytest.raises(ValueError, match="would have the same name"):
+        cut_by_source(tmp_path / "in", tmp_path / "other", CUTTING)
+
+
+def test_what_was_cut_when_names_had_no_folders_is_still_taken(tmp_path: Path):
+    for name in ("x/cars", "y/dog", "y/sea"):
+        write_video(tmp_path / f"in/{name}.mp4", iter(moving_bars(9, shift=0)), fps=10)
+    cutting = json.loads(json.dumps(asdict(CUTTING)))
+    before = {"cutting": {"videos": ["cars.mp4", "dog.mp4", "sea.mp4"], **cutting}}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pieces.json").write_text(json.dumps(before))
+    assert cut_by_source(tmp_path / "in", tmp_path / "out", CUTTING) == before
+
+
+def test_pieces_keep_the_names_of_their_videos(videos: Path, tmp_path: Path):
+    cut_by_source(videos, tmp_path, CUTTING)
+    names = {path.name for path in tmp_path.glob("*/*")}
+    assert {"asl_a-mp4-00", "asl_a-mp4-01", "cars-mp4-00"} <= names
 
 
 def test_zooms_that_do_not_nest_are_refused():

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import vidgen
-from vidgen.data import write_video
+from vidgen.data import VideoError, write_video
+from vidgen.data.digits import MovingDigits
+from vidgen.data.shapes import ShapesWorld
 from vidgen.tokenizers import CausalConvTokenizer, WrappingTokenizer
 from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
 from vidgen.training import (
     CheckpointNotWritten,
     DataConfig,
+    GeneratorRun,
     OptimiserConfig,
     TokenizerRun,
     TrainingDiverged,
@@ -39,8 +43,10 @@ from vidgen.training.models import fresh_tokenizer, take_weights
 from vidgen.training.optimiser import rate_at
 from vidgen.training.order import DataOrder, MicroBatches, noise_generators
 from vidgen.training.processes import build_accelerator
+from vidgen.training.resuming import check_resumable
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.trainer import Trainer
+from vidgen.training.train_tokenizer import build_critic, build_opponent
+from vidgen.training.trainer import MAXIMAL_SKIPS, Trainer
 
 
 def tiny_tokenizer(bottleneck: str = "fsq", *, seed: int = 0) -> CausalConvTokenizer:
@@ -372,6 +378,41 @@ def test_a_run_folder_is_never_trained_over(tmp_path):
         train_tokenizer(replace(run, batch_size=8, resume=True), tokenizer=tiny_tokenizer())
 
 
+def test_a_resumed_run_may_not_become_another_one(tmp_path):
+    run, other = tiny_run(tmp_path), GeneratorRun(preset="tiny", output_dir=tmp_path)
+    check_resumable(run, replace(run, steps=9, learned_variance=False))
+    with pytest.raises(ValueError, match="distillation_channels was 0 and is now 4"):
+        check_resumable(run, replace(run, distillation_channels=4))
+    changes = {"references": 1, "lora_rank": 4, "control_layers": 1, "text_encoder": "t5", "classes": True}
+    for name, value in {**changes, "tasks": ("all",), "control": "half-size"}.items():
+        with pytest.raises(ValueError, match=f"{name} was .* give it as before"):
+            check_resumable(other, replace(other, **{name: value}))
+
+
+def test_a_run_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path)
+    run.save(tmp_path / "run.json")
+    before = (tmp_path / "run.json").read_text()
+
+    def half(path, text):
+        with path.open("w") as file:
+            file.write(text[:20])
+        raise Interrupted
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(Interrupted):
+        replace(run, steps=9).save(tmp_path / "run.json")
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_a_resume_that_is_refused_leaves_the_run_file_as_it_was(tmp_path):
+    run = tiny_run(tmp_path, steps=3)
+    train_tokenizer(run, tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="has done 3 steps"):
+        train_tokenizer(replace(run, steps=2, resume=True), tokenizer=tiny_tokenizer())
+    assert TokenizerRun.load(tmp_path / "run.json") == run
+
+
 def test_the_run_file_is_enough_to_repeat_the_run(tmp_path):
     run = adversarial(tiny_run(tmp_path, steps=3, freeze=("encoder",)))
     train_tokenizer(replace(run, resume=True), tokenizer=tiny_tokenizer())
@@ -389,6 +430,63 @@ def test_a_loss_that_is_no_number_stops_with_step_and_clip_and_keeps_the_checkpo
     saved = CheckpointFolder(tmp_path / "checkpoints", keep=20)
     assert saved.steps() == [1, 2, 3, 4, 5]
     assert all(tensor.isfinite().all() for tensor in saved.load(5).weights.values())
+
+
+def adversarial_trainer(run: TokenizerRun) -> Trainer:
+    """On random clips, with a discriminator from `run.discriminator_start` on."""
+    critic = build_critic(run)
+    assert critic is not None and critic.adversary is not None
+    step = TokenizerStep(tiny_tokenizer(), critic=critic, statistics=None)
+    return Trainer(
+        run,
+        accelerator=build_accelerator(run, finds_unused_parameters=False),
+        step=step,
+        items=training_clips(run.data),
+        endless=True,
+        collate=collate,
+        validation=None,
+        opponent=build_opponent(run, critic, critic.adversary.panel),
+    )
+
+
+def test_a_discriminator_warms_up_from_its_own_start(tmp_path, monkeypatch):
+    optimiser = OptimiserConfig(learning_rate=1.0, warmup_steps=4, final_rate=0.0)
+    run = adversarial(tiny_run(tmp_path, steps=12, validate_every=0, discriminator_optimiser=optimiser))
+    trainer = adversarial_trainer(replace(run, discriminator_start=6))
+    assert trainer.opponent is not None
+    rates = []
+    for step in range(12):
+        trainer._set_rates(step)
+        rates.append(trainer.opponent.optimiser.param_groups[0]["lr"])
+    assert rates[6:] == [rate_at(step, optimiser, steps=6) for step in range(6)]
+    assert rates[6] == 0.25 and rates[11] == 0.5
+
+
+def test_a_gradient_of_the_discriminator_that_is_no_number_stops_before_its_weights_are(tmp_path):
+    trainer = adversarial_trainer(adversarial(tiny_run(tmp_path, validate_every=0)))
+    assert trainer.opponent is not None
+    weights = list(trainer.opponent.step.parameters())
+    weights[-1].register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"step 3.*discriminator_gradient_norm nan"):
+        trainer.fit()
+    assert all(weight.isfinite().all() for weight in weights)
+
+
+def test_the_loss_scaler_may_skip_as_many_steps_with_a_discriminator_as_without(tmp_path):
+    trainer = trainer_on(Clips(4), tiny_run(tmp_path))
+    trainer.run = replace(trainer.run, precision="fp16")
+    finite, infinite = torch.tensor(1.0), torch.tensor(float("inf"))
+    totals = {"loss": finite, "gradient_norm": infinite, "discriminator": finite, "discriminator_gradient_norm": finite}
+    ours = {"losses": ["loss"], "norm": "gradient_norm"}
+    theirs = {"losses": ["discriminator"], "norm": "discriminator_gradient_norm"}
+    for step in range(MAXIMAL_SKIPS):
+        trainer._check(step, totals, [], **ours)
+        trainer._check(step, totals, [], **theirs)
+    with pytest.raises(TrainingDiverged):
+        trainer._check(MAXIMAL_SKIPS, totals, [], **ours)
+    trainer._check(0, {**totals, "gradient_norm": finite}, [], **ours)
+    with pytest.raises(TrainingDiverged):
+        trainer._check(0, {**totals, "discriminator": infinite}, [], **theirs)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
@@ -502,6 +600,26 @@ def test_every_clip_is_seen_once_an_epoch_in_an_order_that_depends_on_seed_and_e
 def test_an_endless_world_never_repeats_a_clip():
     order = DataOrder(None, 3, seed=0)
     assert [index for step in range(4) for index in order.indices(step)] == list(range(12))
+
+
+@pytest.mark.parametrize("source", ["shapes", "digits", "shapes+digits"])
+def test_a_world_goes_on_behind_a_million_clips_and_begins_as_ever(source, request):
+    digits = request.getfixturevalue("shared") / "mnist" if "digits" in source else None
+    data = DataConfig(source=source, num_frames=2, height=16, width=16, digits_dir=digits)
+    train: Any = training_clips(data)
+    late = [train[index] for index in (1_999_999, 2_000_000, 10**12)]
+    assert len({item["id"] for item in late}) == 3
+    assert not torch.equal(late[0]["video"], late[1]["video"])
+    assert len(train.captions()) <= 4096
+    worlds: dict[str, Any] = {"shapes": ShapesWorld(2, 16, width=16)}
+    if digits is not None:
+        worlds["digits"] = MovingDigits(digits, num_frames=2, height=16, width=16)
+    finite = [worlds[name] for name in source.split("+")]
+    for index in (0, 7, 999_999):
+        assert torch.equal(train[index]["video"], finite[index % len(finite)][index // len(finite)]["video"])
+    assert len(validation_clips(data)) == data.validation_clips  # pyright: ignore[reportArgumentType]
+    with pytest.raises(IndexError):
+        finite[0][1_000_000]
 
 
 @pytest.mark.parametrize(("accumulation", "world_size"), [(1, 1), (2, 1), (1, 2), (2, 2)])
@@ -620,6 +738,16 @@ def test_recipes_run_by_path_from_tokenizer_to_pipeline_and_mistakes_are_one_lin
     done = recipe("pipelines/train.py", "shapes-masked", "--tokenizer", "tokenizer/model", "--output-dir", "pipeline")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "pipeline" / "model" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_video_that_cannot_be_read_is_one_line_whoever_reads_it(tmp_path, workers):
+    for number in range(2):
+        write_video(tmp_path / "clips" / f"{number}.gif", np.zeros((2, 16, 16, 3), dtype=np.uint8), fps=8)
+    run = tiny_run(tmp_path / "run", steps=2, workers=workers, validate_every=0)
+    data = replace(run.data, source=str(tmp_path / "clips"), validation_clips=0)
+    with pytest.raises(VideoError, match=r"^expected a video that gives 3 frames; [^\n]*$"):
+        trainer_on(training_clips(data), run).fit()
 
 
 def test_a_folder_of_videos_trains_and_validates_on_other_videos(tmp_path):

@@ -1,5 +1,6 @@
 """Generators train on any tokenizer, on encoded clips as on fresh ones, and come out as pipelines that load."""
 
+import json
 import os
 import subprocess
 import sys
@@ -137,6 +138,20 @@ def test_a_resumed_generator_ends_bit_equal_to_an_uninterrupted_one(tmp_path):
     assert all(torch.equal(tensor, other.averages[name]) for name, tensor in one.averages.items())
 
 
+def test_a_generator_is_not_resumed_on_another_tokenizer(tmp_path):
+    run = tiny_run(tmp_path, steps=3, validate_every=0)
+    train_generator(run, pipeline=tiny_pipeline())
+    other = tiny_pipeline()
+    other.video_tokenizer = tiny_tokenizer(seed=1)
+    with pytest.raises(ValueError, match="weights of its tokenizer were"):
+        train_generator(replace(run, steps=6, resume=True), pipeline=other)
+    described = tmp_path / "checkpoints" / "step-00000003" / "checkpoint.json"
+    header = json.loads(described.read_text())
+    del header["frozen_weights"]  # as checkpoints were before
+    described.write_text(json.dumps(header))
+    train_generator(replace(run, steps=6, resume=True), pipeline=other)
+
+
 @pytest.mark.parametrize("bottleneck", ["kl", "vq", "fsq"])
 def test_encoded_clips_are_the_latents_of_the_clips(bottleneck, tmp_path):
     pipeline = tiny_pipeline(bottleneck=bottleneck)
@@ -192,6 +207,14 @@ def test_another_tokenizer_or_other_clips_are_another_cache(tmp_path):
     }
     assert len(keys) == 5
     assert cache_key(tiny_tokenizer(), None, clips={"count": 4}) in keys
+
+
+def test_a_tokenizer_has_one_cache_wherever_it_lies(tmp_path):
+    keys = set()
+    for place in ("here", "there"):
+        tiny_tokenizer().save_pretrained(tmp_path / place)
+        keys.add(cache_key(CausalConvTokenizer.from_pretrained(tmp_path / place), None, clips={}))
+    assert keys == {cache_key(tiny_tokenizer(), None, clips={})}
 
 
 def test_a_cache_is_used_again_only_when_its_hash_is_right(tmp_path):

@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from vidgen.data.decode import DamagedVideoWarning, VideoError
 from vidgen.data.shapes import parse_caption, render
@@ -234,6 +235,42 @@ def test_image_folders_are_read_in_counting_order_and_single_images_are_one_fram
     for suffix in ("png", "jpg", "webp", "bmp"):
         Image.new("RGBA" if suffix in ("png", "webp") else "RGB", (5, 3)).save(tmp_path / f"one.{suffix}")
         assert read_video(tmp_path / f"one.{suffix}").frames.shape == (1, 3, 5, 3)
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "abc", "1e-320"])
+def test_an_image_that_says_no_rate_is_an_error_that_names_it(tmp_path, rate):
+    text = PngInfo()
+    text.add_text("vidgen:fps", rate)
+    Image.new("RGB", (4, 4)).save(tmp_path / "still.png", pnginfo=text)
+    with pytest.raises(VideoError, match=rf"vidgen:fps of .*still\.png, got '{rate}'"):
+        probe(tmp_path / "still.png")
+
+
+def test_text_in_an_image_is_no_duration(tmp_path):
+    text = PngInfo()
+    text.add_text("duration", "long")
+    Image.new("RGB", (4, 4)).save(tmp_path / "still.png", pnginfo=text)
+    assert probe(tmp_path / "still.png").fps == 25
+
+
+def test_every_page_of_an_image_is_bounded_before_it_is_unpacked(tmp_path):
+    small, large = Image.new("RGB", (4, 4)), Image.new("RGB", (64, 64))
+    small.save(tmp_path / "pages.tiff", save_all=True, append_images=[large])
+    frames = iter_frames(tmp_path / "pages.tiff", max_pixels=100)
+    assert next(frames).shape == (4, 4, 3)
+    with pytest.raises(VideoError, match=r"at most 100 pixels .*pages\.tiff is 64x64"):
+        next(frames)
+
+
+def test_a_value_that_an_image_may_not_have_is_an_error_that_names_it(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "still.png")
+
+    def refuse(image: Image.Image):
+        raise ValueError("bad value")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", refuse)
+    with pytest.raises(VideoError, match=r"expected an image; .*still\.png cannot be read \(bad value\)"):
+        probe(tmp_path / "still.png")
 
 
 def test_a_camera_image_is_turned_upright(tmp_path):

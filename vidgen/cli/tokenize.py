@@ -1,5 +1,6 @@
 """`vidgen tokenize`: the tokens of every clip in a folder, one safetensors file a clip."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ def run(command: Command) -> None:
             unreadable += 1
             print(f"vidgen: {one_line(error)}", file=sys.stderr)
             continue
-        below = clip.relative_to(command.folder) if command.folder.is_dir() else Path(clip.name)
+        alone = clip == command.folder  # a file, or a folder of images, which may be called `.`
+        below = Path(os.path.basename(os.path.abspath(clip))) if alone else clip.relative_to(command.folder)
         path = command.output / below.with_name(f"{below.name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         latents.metadata.update(tokenizer=command.tokenizer, weights_sha256=weights, fps=f"{rate:g}")

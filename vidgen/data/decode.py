@@ -1,5 +1,6 @@
 """Opens anything that holds pictures (video, GIF, image, folder of images) and yields frames with their times."""
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -222,14 +223,32 @@ def _image_frames(paths: list[Path], *, max_pixels: int) -> Iterator[TimedFrame]
             with Image.open(path) as image:
                 _check_pixels(path, image.height, image.width, max_pixels)
                 # `write_video` leaves the rate of a folder in its images; animated ones carry milliseconds.
-                rate = float(image.info.get("vidgen:fps", IMAGE_FPS))
+                rate = _rate(path, image.info.get("vidgen:fps", IMAGE_FPS))
                 for page in ImageSequence.Iterator(image):
-                    duration = page.info.get("duration", 0) / 1000 or 1 / rate
+                    _check_pixels(path, page.height, page.width, max_pixels)
+                    milliseconds = page.info.get("duration", 0)
+                    timed = isinstance(milliseconds, int | float) and milliseconds > 0  # a PNG's text may say anything
+                    duration = milliseconds / 1000 if timed else 1 / rate
                     upright = ImageOps.exif_transpose(page)
                     if upright.mode.startswith("I;16"):
                         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                     pixels = np.asarray(upright.convert("RGB"))
                     yield TimedFrame(time, duration, av.VideoFrame.from_ndarray(pixels, format="rgb24"), 0)
                     time += duration
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except VideoError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise VideoError(f"expected an image; {path} cannot be read ({error}); replace or delete it") from None
+
+
+def _rate(path: Path, said: str | float) -> float:
+    """The frames per second that an image says; VideoError for what is no rate."""
+    try:
+        rate = float(said)
+    except ValueError:
+        rate = math.nan
+    if not (0 < rate < math.inf and 1 / rate < math.inf):
+        raise VideoError(
+            f"expected frames per second above 0 in the text vidgen:fps of {path}, got {str(said)[:40]!r}; remove it"
+        )
+    return rate

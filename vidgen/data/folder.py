@@ -224,7 +224,13 @@ def _listed_videos(table: Path) -> list[LabelledVideo]:
             raise ValueError(
                 f"expected a file_name in row {number} of {table}; its columns are {', '.join(map(str, row))}"
             )
-        path = table.parent / str(row["file_name"])
+        name = Path(str(row["file_name"]))
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(
+                f"expected a file_name relative to {table.parent} and below it in row {number} of {table}, got "
+                f"{str(name)!r}; move the video there (or link to it) and correct file_name"
+            )
+        path = table.parent / name
         if not path.exists():
             raise ValueError(f"expected the file of row {number} of {table}; {path} does not exist; correct file_name")
         videos.append(LabelledVideo(path, row.get("text") or row.get("caption") or None, None))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,8 @@ from vidgen.data.video import find_videos, iter_frames, probe
 from vidgen.data.write import write_video
 
 DESCRIPTION = "pieces.json"
+SIDES = ("train", "unseen")
+UNFINISHED, FINISHED = ".pieces.unfinished", ".pieces.finished"  # in the folder: being cut, to be moved out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,34 +53,48 @@ class Cutting:
 def cut_by_source(videos: str | Path, folder: str | Path, cutting: Cutting) -> dict[str, Any]:
     """Fill `folder/train` and `folder/unseen` with pieces of `videos`, split by source; returns what is there.
 
-    Each piece is a folder of PNGs, `NAME-00`. Videos that cannot be decoded or are too short are left out and listed
-    with the reason; of damaged ones the sound part is taken. What an earlier call with the same arguments has finished
-    is taken as it is.
+    Each piece is a folder of PNGs, `NAME-00`, named by the video's place below `videos`. Videos that cannot be decoded
+    or are too short are left out and listed with the reason; of damaged ones the sound part is taken. What an earlier
+    call with the same arguments has finished is taken as it is. Nothing that was there before is changed or removed;
+    `train`, `unseen` and `pieces.json` appear when all is cut.
 
     Returns:
         `folder/pieces.json`: the cutting, the sources of each side, the number of pieces by video, what was left out.
 
     Raises:
-        ValueError: no videos, or nothing usable on one of the sides; `folder` holds pieces of another cutting.
+        ValueError: no videos, or nothing usable on one of the sides; two videos whose pieces would have one name;
+            `folder` holds pieces of another cutting, other things under their names, or lies in `videos`.
     """
-    folder = Path(folder)
-    wanted = json.loads(json.dumps({"videos": [path.name for path in find_videos(videos)], **asdict(cutting)}))
+    root, folder = Path(videos), Path(folder)
+    names = {path: str(path.relative_to(root)) if path != root else path.name for path in find_videos(root)}
+    wanted = json.loads(json.dumps({"videos": list(names.values()), **asdict(cutting)}))
     described = folder / DESCRIPTION
+    if (folder / FINISHED).is_dir() and not described.is_file():
+        _move_out(folder)  # a call was stopped at its very end
     if described.is_file():
         found = json.loads(described.read_text())
-        if found["cutting"] != wanted:
-            raise ValueError(f"{folder} holds pieces that were cut otherwise; remove it or choose another folder")
+        by_name = {**wanted, "videos": [path.name for path in names]}  # how earlier versions listed them
+        if found["cutting"] not in (wanted, by_name):
+            raise ValueError(
+                f"{folder} holds pieces that were cut otherwise; choose another folder, or remove its "
+                f"{', '.join((*SIDES, DESCRIPTION))}"
+            )
         return found
-    split = split_by_source(find_videos(videos), unseen=cutting.unseen)
-    counts: dict[str, dict[str, int]] = {"train": {}, "unseen": {}}
+    _check_place(root, folder)
+    _check_names(names.values())
+    split = split_by_source(names, unseen=cutting.unseen)
+    counts: dict[str, dict[str, int]] = {side: {} for side in SIDES}
     excluded = {}
-    for side, paths in (("train", split.train), ("unseen", split.unseen)):
-        shutil.rmtree(folder / side, ignore_errors=True)
+    unfinished = folder / UNFINISHED
+    if unfinished.exists():
+        shutil.rmtree(unfinished)  # of a call that was stopped
+    for side, paths in zip(SIDES, (split.train, split.unseen), strict=True):
         for path in paths:
+            name = names[path]
             try:
-                counts[side][path.name] = cut(path, folder / side, cutting)
+                counts[side][name] = cut(path, unfinished / side, cutting, name=piece_name(name))
             except VideoError as error:
-                excluded[path.name] = str(error).replace(str(path), path.name)
+                excluded[name] = str(error).replace(str(path), name)
         if not counts[side]:
             raise ValueError(f"no video of the side {side!r} gives a piece: {excluded}; give more videos")
     result = {
@@ -88,19 +104,58 @@ def cut_by_source(videos: str | Path, folder: str | Path, cutting: Cutting) -> d
         "pieces": counts,
         "excluded": excluded,
     }
-    described.write_text(json.dumps(result, indent=1) + "\n")
+    (unfinished / DESCRIPTION).write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.rename(folder / FINISHED)
+    _move_out(folder)
     return result
 
 
-def cut(path: Path, folder: Path, cutting: Cutting) -> int:
-    """Write the pieces of one video; returns how many. VideoError for one that is too short or no video."""
+def piece_name(name: str) -> str:
+    """What the pieces of a video are called, by its path below the folder of videos: `a/b.mp4` -> `a-b-mp4`."""
+    return name.replace("/", "-").replace(".", "-")
+
+
+def _check_place(root: Path, folder: Path) -> None:
+    """ValueError where pieces would mix with the videos, or with what somebody else has put there."""
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{folder} is in {root}, where pieces would count as videos; choose a folder outside of it")
+    for side in SIDES:
+        if (folder / side).exists():
+            raise ValueError(
+                f"{folder / side} exists, and there is no {folder / DESCRIPTION} that says it holds pieces; choose "
+                "another folder, or move it away"
+            )
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """ValueError for two videos whose pieces would have one name."""
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(piece_name(name), name)
+        if other != name:
+            raise ValueError(f"pieces of {other} and {name} would have the same name; rename one of the videos")
+
+
+def _move_out(folder: Path) -> None:
+    """Put what lies finished in `folder/FINISHED` under its names, the description last."""
+    for name in (*SIDES, DESCRIPTION):
+        if (folder / FINISHED / name).exists():
+            (folder / FINISHED / name).rename(folder / name)
+    (folder / FINISHED).rmdir()
+
+
+def cut(path: Path, folder: Path, cutting: Cutting, *, name: str) -> int:
+    """Write the pieces of one video, `NAME-00` and so on; returns how many.
+
+    Raises:
+        VideoError: it is too short, or no video.
+    """
     info = probe(path)
     # A header can promise more frames than there are: pieces that do not fill are dropped.
     promised = max(int((info.duration or 0) * info.fps) // cutting.stride // cutting.num_frames, 1)
     taken = {round(place) for place in np.linspace(0, promised - 1, min(cutting.pieces, promised))}
     scale = max(cutting.zooms)
     size = (cutting.height * scale, cutting.width * scale)
-    name = path.name.replace(".", "-")
     written = 0
     for number, frames in enumerate(_groups(path, size, cutting)):
         if number not in taken:

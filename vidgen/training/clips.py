@@ -14,10 +14,11 @@ from vidgen.training.config import DataConfig
 from vidgen.training.order import seed_of
 
 VALIDATION = 11  # keeps a world's validation seed apart from its training seed
+ENDLESS = 2**60  # clips of a world: more than anybody trains on, and Python still takes it as the length of a dataset
 
 
 def training_clips(data: DataConfig, *, captions_required: bool = False) -> Dataset:
-    """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`."""
+    """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`; a world has any index."""
     if data.is_world:
         return world(data, split="train")
     folder = video_folder(data, clips_per_video=data.clips_per_video, captions_required=captions_required)
@@ -74,6 +75,7 @@ def shapes_world(data: DataConfig, *, split: str) -> ShapesWorld:
         width=data.width,
         objects=data.objects,
         seed=world_seed(data, split=split),
+        length=ENDLESS,
         hold_out=HELD_OUT_PAIRS if data.hold_out else frozenset(),
         favour=data.favour if split == "train" else (),
     )
@@ -91,6 +93,7 @@ def moving_digits(data: DataConfig, *, split: str) -> MovingDigits:
         width=data.width,
         digits=data.objects,
         seed=world_seed(data, split=split),
+        length=ENDLESS,
     )
 
 

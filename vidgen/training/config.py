@@ -169,8 +169,10 @@ class Run:
             )
 
     def save(self, path: Path) -> None:
-        """Write the resolved config as JSON; `load` reads it back equal."""
-        path.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+        """Write the resolved config as JSON, whole or not at all; `load` reads it back equal."""
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -233,7 +235,7 @@ class TokenizerRun(Run):
     discriminator_optimiser: OptimiserConfig = field(
         default_factory=lambda: OptimiserConfig(learning_rate=1e-4, betas=(0.5, 0.9), weight_decay=0.0)
     )
-    """Optimiser of the discriminator."""
+    """Optimiser of the discriminator; its warm-up begins at `discriminator_start`."""
     distillation_weight: float = 0.0
     """Weight of the distance to a teacher's features; needs `train_tokenizer(run, teacher=…)`."""
     distillation_channels: int = 0
@@ -271,6 +273,12 @@ class TokenizerRun(Run):
             raise ValueError(
                 "a transformer judges whole clips, and its attention has no second derivative for a gradient penalty; "
                 "set --discriminator-axes video --r1-weight 0 or --discriminator-kind patches"
+            )
+        faithless = self.pixel_loss != "own" and self.pixel_weight == self.perceptual_weight == 0
+        if self.adversarial_weight > 0 and self.adaptive_weight and faithless:
+            raise ValueError(
+                "the adversarial term is weighed against the pixel and perceptual terms, and there are none; set "
+                "--pixel-weight or --perceptual-weight above 0, or --no-adaptive-weight"
             )
         if self.sides_from and not self.sides:
             raise ValueError("sides_from says when several resolutions begin, and there are none: give --sides 64 128")

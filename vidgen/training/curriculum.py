@@ -57,8 +57,8 @@ def scaled(video: Tensor, *, side: int) -> Tensor:
 
 
 def without_frames(video: Tensor, *, share: float, generators: Generators) -> Tensor:
-    """`b 3 t h w` with `share` of each clip's frames grey, at least one kept (MotionAura's full frame masking)."""
-    count = min(round(share * video.shape[2]), video.shape[2] - 1)
+    """`b 3 t h w` with `share` of each clip's frames grey, at least one of them, and one not (MotionAura's masking)."""
+    count = min(max(1, round(share * video.shape[2])), video.shape[2] - 1)
     order = rand((len(video), video.shape[2]), generators, like=video).argsort(dim=1)
     hidden = order.argsort(dim=1) < count
     return video.masked_fill(hidden[:, None, :, None, None], 0.0)

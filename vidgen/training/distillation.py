@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.bottlenecks.record import Passage, outermost_bottlenecks
+from vidgen.latents import LatentPart, VideoSize
+from vidgen.tokenizers import WrappingTokenizer
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.losses import distillation
 
@@ -37,6 +39,10 @@ class Distillation:
         channels: int | None = None,
         width: int = 256,
     ) -> None:
+        if isinstance(tokenizer, WrappingTokenizer) and tokenizer.freeze_encoder:
+            raise ValueError(
+                "a teacher teaches the encoder, and freeze_encoder keeps it as it is; set distillation_weight to 0"
+            )
         widths = {bottleneck.channels for bottleneck in outermost_bottlenecks(tokenizer)}
         if len(widths) != 1:
             raise ValueError(
@@ -59,9 +65,21 @@ class Distillation:
         with torch.no_grad():
             wanted = self.teacher(video)
         if wanted.ndim == 5 and self.tokenizer.spec.is_grid:
-            t, h, w = self.tokenizer.spec.grid((video.shape[2], video.shape[3], video.shape[4]))
-            wanted = F.adaptive_avg_pool3d(wanted.float(), (t, h, w)).flatten(2).mT
+            size = (video.shape[2], video.shape[3], video.shape[4])
+            wanted = pooled_to(self.tokenizer.spec.parts[0], wanted.float(), size).flatten(2).mT
         else:
             wanted = wanted if wanted.ndim == 2 else wanted.flatten(2).mean(dim=-1)
             predicted = predicted.mean(dim=1)
         return self.weight * distillation(predicted, wanted)
+
+
+def pooled_to(part: LatentPart, features: Tensor, size: VideoSize) -> Tensor:
+    """Features `b d t' h' w'` of videos of `size` -> `b d t h w` on the grid of a part.
+
+    Features of every frame are pooled over the frames that a token stands for: a lone first frame by itself.
+    """
+    t, h, w = part.grid(size)
+    if not (part.first_frame_alone and features.shape[2] == size[0] > 1):
+        return F.adaptive_avg_pool3d(features, (t, h, w))
+    first, others = features[:, :, :1], features[:, :, 1:]
+    return torch.cat([F.adaptive_avg_pool3d(first, (1, h, w)), F.adaptive_avg_pool3d(others, (t - 1, h, w))], dim=2)

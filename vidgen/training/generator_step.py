@@ -58,6 +58,7 @@ class GeneratorStep(TrainingStep):
         self.transformer = pipeline.transformer
         dropped_before = self.transformer.config.text_dropped or 0.0
         self.transformer.register_to_config(text_dropped=max(drop_text, dropped_before))
+        self.transformer.register_to_config(_knows_partial=bool(tasks) or self.transformer.knows_partial)
         if pipeline.text_encoder.trained_jointly:
             self.text_encoder = pipeline.text_encoder
         self.drop_text, self.known_frames, self.control, self.references = drop_text, known_frames, None, 0

@@ -25,8 +25,9 @@ HEADER = "cache.json"
 
 
 def identity(model: Any) -> str:
-    """Hash of a model's class, configuration and weights."""
-    described = json.dumps(dict(model.config), sort_keys=True, default=str)
+    """Hash of a model's class, configuration and weights, wherever it lies."""
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}  # _name_or_path
+    described = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(f"{type(model).__name__} {described} {weights_sha256(model)}".encode()).hexdigest()
 
 

@@ -12,23 +12,24 @@ from vidgen.eval.codebook import Histogram
 
 
 class CodebookCounter:
-    """Counts the ids that bottlenecks gave out in the last steps of training, at most `kept` of them."""
+    """Counts the ids of codes that learn, of the last steps of training, at most `kept` of them."""
 
     def __init__(self, *, kept: int = 64) -> None:
-        self.seen: deque[tuple[tuple[int, ...], Tensor]] = deque(maxlen=kept)
+        self.seen: deque[tuple[dict[int, int], Tensor]] = deque(maxlen=kept)
 
     def add(self, passages: list[Passage]) -> None:
         """Keep the ids for later: counting them now would make a GPU wait."""
-        self.seen.extend(
-            (bottleneck.codebooks, result.ids) for bottleneck, result in passages if result.ids is not None
-        )
+        for bottleneck, result in passages:
+            sizes = {number: size for number, size in enumerate(bottleneck.codebooks) if number not in bottleneck.fixed}
+            if result.ids is not None and sizes:
+                self.seen.append((sizes, result.ids))
 
     def read(self) -> dict[str, float]:
         """Since the last call, of the codebook in the worst state: the codes used, how many could have been (the
         codebook's size, or the number of tokens seen) and their perplexity; {} when nothing was seen."""
         histograms: dict[tuple[int, int], Histogram] = {}
-        for codebooks, ids in self.seen:
-            for number, size in enumerate(codebooks):
+        for sizes, ids in self.seen:
+            for number, size in sizes.items():
                 own = ids[..., number].flatten().cpu()
                 histograms.setdefault((number, size), Histogram()).add(own, torch.ones_like(own))
         self.seen.clear()

@@ -6,10 +6,10 @@ discriminator that skips single frames, WF-VAE's wavelet term, and for LARP's pr
 pass over its own guesses.
 """
 
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
-from vidgen.training.config import OptimiserConfig, TokenizerRun
+from vidgen.training.config import DataConfig, OptimiserConfig, TokenizerRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,27 +175,46 @@ def with_recipe(run: TokenizerRun) -> TokenizerRun:
     """The run with its recipe's values in all fields that are at their defaults.
 
     Raises:
-        ValueError: there is no such recipe, or it needs weights or clips that the run does not have.
+        ValueError: there is no such recipe, it has nothing by a name in `recipe_without`, or it needs weights or clips
+            that the run does not have.
     """
     if run.recipe is None:
         return run
     if run.recipe not in RECIPES:
         raise ValueError(f"there is no recipe {run.recipe!r}; there are: {', '.join(RECIPES)}")
     recipe = RECIPES[run.recipe]
-    values = taken(recipe.values, run, without=run.recipe_without)
+    for name in run.recipe_without:
+        if name not in {**recipe.values, **recipe.data}:
+            raise ValueError(
+                f"recipe {run.recipe} has no {name!r} to leave out; it has: {', '.join([*recipe.values, *recipe.data])}"
+            )
+    values = taken(recipe.values, run, defaults_of(TokenizerRun), without=run.recipe_without)
     if "perceptual_weight" in values and run.perceptual_weights is None:
         raise ValueError(
             f"recipe {run.recipe} has a perceptual distance; give its network's weights (--perceptual-weights FILE "
             "--perceptual-network NAME) or leave it out (--recipe-without perceptual_weight)"
         )
-    return replace(run, **values, data=replace(run.data, **taken(recipe.data, run.data, without=run.recipe_without)))
+    data = replace(run.data, **taken(recipe.data, run.data, defaults_of(DataConfig), without=run.recipe_without))
+    return replace(run, **values, data=data)
 
 
-def taken(values: dict[str, Any], config: Any, *, without: tuple[str, ...]) -> dict[str, Any]:
-    """Those of a recipe's values whose fields of `config` are at their defaults."""
-    at_default = {item.name for item in fields(config) if getattr(config, item.name) == default_of(item)}
-    return {name: value for name, value in values.items() if name in at_default and name not in without}
+def taken(
+    values: dict[str, Any], config: Any, defaults: dict[str, Any], *, without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Those of a recipe's values whose fields of `config` are at their defaults; of optimisers field by field."""
+    chosen: dict[str, Any] = {}
+    for name, value in values.items():
+        now, default = getattr(config, name), defaults[name]
+        if name in without:
+            continue
+        if isinstance(value, OptimiserConfig):
+            chosen[name] = replace(now, **taken(vars(value), now, vars(default)))
+        elif now == default:
+            chosen[name] = value
+    return chosen
 
 
-def default_of(item: Field) -> Any:
-    return item.default if item.default_factory is MISSING else item.default_factory()
+def defaults_of(config: type) -> dict[str, Any]:
+    """The default of every field of a config that has one."""
+    made = {item.name: item.default_factory() for item in fields(config) if item.default_factory is not MISSING}
+    return made | {item.name: item.default for item in fields(config) if item.default is not MISSING}

@@ -1,6 +1,12 @@
-"""May a run go on under these settings?"""
+"""May a run go on under these settings, and with these frozen networks?"""
 
+from pathlib import Path
+from typing import Any
+
+from vidgen.nn.fingerprint import weights_sha256
 from vidgen.training.config import Run
+from vidgen.training.generator_step import GeneratorStep
+from vidgen.training.step import TrainingStep
 
 # What a resumed run may not change: the rest of its first part would be another run's.
 FIXED_FIELDS = (
@@ -15,7 +21,15 @@ FIXED_FIELDS = (
     "init_from",
     "around",
     "freeze",
+    "text_encoder",
+    "classes",
+    "tasks",
+    "lora_rank",
+    "control",
+    "control_layers",
+    "references",
     "learned_variance",
+    "distillation_channels",
     "discriminator_kind",
     "discriminator_width",
     "discriminator_layers",
@@ -55,3 +69,21 @@ def changed_field(before: Run, run: Run) -> str | None:
         if len(set(of_states)) > 1:
             return name
     return "precision" if (before.precision == "fp16") != (run.precision == "fp16") else None
+
+
+def frozen_weights(step: TrainingStep) -> dict[str, str]:
+    """Hash of what the trained weights only fit with, by its name: a generator's video tokenizer."""
+    if not isinstance(step, GeneratorStep):
+        return {}
+    return {"tokenizer": weights_sha256(step.pipeline.video_tokenizer)}
+
+
+def check_frozen(header: dict[str, Any], frozen: dict[str, str], folder: Path) -> None:
+    """ValueError if a checkpoint was trained with other frozen weights; its header did not always tell them."""
+    before = header.get("frozen_weights", {})
+    for name, now in frozen.items():
+        if before.get(name, now) != now:
+            raise ValueError(
+                f"cannot resume {folder}: the weights of its {name} were {before[name][:12]}… and are now {now[:12]}…; "
+                f"bring the {name} back that it began with, or start another run from these weights with --init-from"
+            )

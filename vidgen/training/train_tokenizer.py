@@ -117,7 +117,10 @@ def build_adversary(run: TokenizerRun) -> Adversary:
         judges = [TransformerDiscriminator(**size)]
     else:
         axes = ("frames", "video") if run.discriminator_axes == "both" else (run.discriminator_axes,)
-        judges = [PatchDiscriminator(**size, axes=each) for each in axes]
+        patches = [PatchDiscriminator(**size, axes=each) for each in axes]
+        for judge in patches:  # not after the thousands of steps before the first verdict
+            judge.check_side(min(run.data.height, run.data.width, *run.sides))
+        judges = [*patches]
     return Adversary(
         DiscriminatorPanel(*judges),
         loss=run.adversarial_loss,

@@ -15,20 +15,44 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vidgen.data.decode import VideoError
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
-from vidgen.training.config import Run
+from vidgen.training.config import OptimiserConfig, Run
 from vidgen.training.ema import MovingAverage
 from vidgen.training.monitor import TrainingMonitor
 from vidgen.training.opponent import Opponent
 from vidgen.training.optimiser import build_optimiser, rate_at
 from vidgen.training.order import GLOBAL, DataOrder, MicroBatches, noise_generators, positions_of, seed_of
 from vidgen.training.progress import TrainingProgress
-from vidgen.training.resuming import check_resumable
+from vidgen.training.resuming import check_frozen, check_resumable, frozen_weights
 from vidgen.training.sample_videos import add_video, save_gif
 from vidgen.training.step import Batch, TrainingStep
 
 SHOWN_CLIPS = 4
 MAXIMAL_SKIPS = 50  # fp16 steps in a row that the loss scaler may skip before that counts as divergence
+
+
+class ErrorsAsItems(Dataset):
+    """The items of a dataset; for a video that cannot be read its error, to which a worker would add its traceback."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __getitem__(self, index: int) -> dict[str, Any] | VideoError:
+        try:
+            return self.items[index]
+        except VideoError as error:
+            return error
+
+
+class ErrorOrBatch:
+    """Joins items as `collate` does, or gives the first error among them."""
+
+    def __init__(self, collate: Callable[[list[dict]], Batch]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Batch | VideoError:
+        return next((item for item in items if isinstance(item, VideoError)), None) or self.collate(items)
 
 
 class TrainingDiverged(ValueError):
@@ -63,6 +87,7 @@ class Trainer:
         self.checkpoints = CheckpointFolder(run.output_dir / "checkpoints", keep=run.keep)
         step.to(accelerator.device)
         self.bare = step
+        self.frozen = frozen_weights(step)
         self.average = MovingAverage(step, decay=run.ema_decay)
         self.optimiser = accelerator.prepare(build_optimiser(step, run.optimiser))
         self.wrapped: nn.Module = accelerator.prepare(step)
@@ -71,7 +96,7 @@ class Trainer:
             opponent.optimiser = accelerator.prepare(opponent.optimiser)
         self.monitor = TrainingMonitor()
         self.best = math.inf
-        self.skips = 0
+        self.skips = {"gradient_norm": 0, "discriminator_gradient_norm": 0}
 
     def fit(self) -> Path:
         """Train to the last step; returns the folder of the exported model.
@@ -144,7 +169,7 @@ class Trainer:
         limit = run.optimiser.clip_norm or math.inf
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), limit)
         totals["gradient_norm"] = torch.as_tensor(norm)
-        self._check(step, totals, seen)
+        self._check(step, totals, seen, losses=["loss"], norm="gradient_norm")
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if judged:
@@ -159,27 +184,28 @@ class Trainer:
     ) -> None:
         """One step on the pairs of all micro-batches, after the model's: a loss scaler serves one step at a time."""
         assert self.opponent is not None
+        terms: dict[str, Tensor] = {}
         for micro, (real, fake) in enumerate(judged):
             self._seed_library_noise(step, len(judged) + micro)
             last = micro == len(judged) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped_opponent):
                 verdicts = self.wrapped_opponent(real, fake)
                 self.accelerator.backward(torch.stack(list(verdicts.values())).sum() / len(judged))
-            add_terms(totals, verdicts, share=1 / len(judged))
+            add_terms(terms, verdicts, share=1 / len(judged))
         limit = self.opponent.config.clip_norm or math.inf
-        self.accelerator.clip_grad_norm_(self.wrapped_opponent.parameters(), limit)
-        self._check(step, totals, seen)
+        norm = self.accelerator.clip_grad_norm_(self.wrapped_opponent.parameters(), limit)
+        totals |= {**terms, "discriminator_gradient_norm": torch.as_tensor(norm)}
+        self._check(step, totals, seen, losses=list(terms), norm="discriminator_gradient_norm")
         self.opponent.optimiser.step()
         self.opponent.optimiser.zero_grad(set_to_none=True)
 
     def _set_rates(self, step: int) -> None:
-        optimisers = [(self.optimiser, self.run.optimiser)]
+        steps = self.run.steps
+        set_rate(self.optimiser, self.run.optimiser, step, steps=steps)
         if self.opponent is not None:
-            optimisers.append((self.opponent.optimiser, self.opponent.config))
-        for optimiser, config in optimisers:
-            rate = config.learning_rate * rate_at(step, config, steps=self.run.steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            assert self.opponent.critic.adversary is not None
+            start = self.opponent.critic.adversary.start
+            set_rate(self.opponent.optimiser, self.opponent.config, max(step - start, 0), steps=steps - start)
 
     def _seed_library_noise(self, step: int, micro: int) -> None:
         """Libraries draw from the global generators; a function of the step makes that resumable."""
@@ -196,15 +222,16 @@ class Trainer:
             world_size=self.accelerator.num_processes,
         )
 
-    def _check(self, step: int, totals: dict[str, Tensor], seen: list[str]) -> None:
-        judged = [name for name in ("loss", "discriminator", "gradient_norm") if name in totals]
-        values = torch.stack([totals[name].detach().float() for name in judged]).tolist()  # one wait for the device
-        if all(math.isfinite(value) for value in values):
-            self.skips = 0
+    def _check(self, step: int, totals: dict[str, Tensor], seen: list[str], *, losses: list[str], norm: str) -> None:
+        """TrainingDiverged if losses or the gradients' norm are no numbers, unless a loss scaler skips the step."""
+        judged = torch.stack([totals[name].detach().float() for name in [norm, *losses]])
+        sound, *others = [math.isfinite(value) for value in judged.tolist()]  # one wait for the device
+        if sound and all(others):
+            self.skips[norm] = 0
             return
-        scaler_handles_it = self.run.precision == "fp16" and math.isfinite(values[0])
-        self.skips += 1
-        if scaler_handles_it and self.skips <= MAXIMAL_SKIPS:
+        scaler_handles_it = self.run.precision == "fp16" and all(others)
+        self.skips[norm] += 1
+        if scaler_handles_it and self.skips[norm] <= MAXIMAL_SKIPS:
             return
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in totals.items())
         saved = self.checkpoints.steps()
@@ -226,14 +253,16 @@ class Trainer:
             world_size=self.accelerator.num_processes,
         )
         loader = DataLoader(
-            self.items,
+            ErrorsAsItems(self.items),
             batch_sampler=sampler,
             num_workers=self.run.workers,
-            collate_fn=self.collate,
+            collate_fn=ErrorOrBatch(self.collate),
             generator=torch.Generator(),  # workers' seeds must not come from the global generator
             pin_memory=self.accelerator.device.type == "cuda",
         )
         for batch in loader:
+            if isinstance(batch, VideoError):
+                raise batch
             yield self._on_device(batch)
 
     def _validation_batches(self, share: int) -> Iterator[tuple[range, Batch]]:
@@ -314,6 +343,10 @@ class Trainer:
             )
         if run.resume and described.is_file():
             check_resumable(type(run).load(described), run)
+        if saved:
+            check_frozen(self.checkpoints.header(saved[-1]), self.frozen, folder)
+        if saved and saved[-1] > run.steps:
+            raise ValueError(f"{folder} has done {saved[-1]} steps, more than the {run.steps} asked for; raise --steps")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -321,8 +354,6 @@ class Trainer:
         self.accelerator.init_trackers("tensorboard")
         if not saved:
             return 0
-        if saved[-1] > run.steps:
-            raise ValueError(f"{folder} has done {saved[-1]} steps, more than the {run.steps} asked for; raise --steps")
         self._restore(self.checkpoints.load(saved[-1]))
         best = self.checkpoints.best()
         if best is not None:
@@ -345,7 +376,7 @@ class Trainer:
                     weights=self.bare.state_dict(),
                     averages=self.average.state_dict(),
                     training=training,
-                    header={"validation": score},
+                    header={"validation": score, "frozen_weights": self.frozen},
                 )
             )
         self._export(best=best)
@@ -369,6 +400,12 @@ class Trainer:
         if self.opponent is not None:
             self.opponent.step.load_state_dict(checkpoint.training["discriminator"])
             self.opponent.optimiser.load_state_dict(checkpoint.training["discriminator_optimiser"])
+
+
+def set_rate(optimiser: Any, config: OptimiserConfig, step: int, *, steps: int) -> None:
+    """The learning rate of a step among so many."""
+    for group in optimiser.param_groups:
+        group["lr"] = config.learning_rate * rate_at(step, config, steps=steps)
 
 
 def add_terms(totals: dict[str, Tensor], terms: dict[str, Tensor], *, share: float) -> None:
