@@ -13,7 +13,7 @@ from vidgen.conditioning import WordTextEncoder
 from vidgen.nn.random import seeded
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import DiffusersAutoencoderTokenizer, DiffusionDecoderTokenizer, Tokenizer
-from vidgen.tokenizers.diffusion_decoder import frame_noise
+from vidgen.tokenizers.diffusion_decoder import LEAST_LEVEL, frame_noise
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training.critic import FaithfulTerms, ReconstructionCritic
 from vidgen.training.tokenizer_step import TokenizerStep
@@ -51,6 +51,14 @@ def test_no_steps_are_the_wrapped_decoder_and_a_negative_number_is_refused():
     assert torch.equal(tokenizer.decode(latents, steps=0), tokenizer.encoder.decode(latents))
     with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
         tokenizer.decode(latents, steps=-1)
+
+
+def test_many_steps_tell_the_denoiser_no_level_that_it_was_not_trained_on():
+    tokenizer, told = small(), []
+    tokenizer.denoiser.register_forward_pre_hook(lambda module, inputs: told.append(inputs[1].min().item()))
+    tokenizer.decode(tokenizer.encode(clip(1)), steps=20)
+    assert len(told) == 20 and told[1] == pytest.approx(0.95)
+    assert min(told) == pytest.approx(LEAST_LEVEL)
 
 
 @pytest.mark.parametrize("name", ["shapes-kl", "omnitokenizer-kl"])

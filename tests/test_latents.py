@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,9 @@ def test_collated_samples_come_apart_again(spec: LatentSpec):
 def test_only_equal_sizes_collate():
     with pytest.raises(ValueError, match="group the clips by size"):
         Latents.collate([made(CAUSAL, (5, 16, 16)), made(CAUSAL, (9, 16, 16))])
+    with pytest.raises(ValueError, match="all have a length or none has"):
+        whole = made(CAUSAL, (5, 16, 16))
+        Latents.collate([whole, replace(whole, length=torch.ones(len(whole), dtype=torch.long))])
     with pytest.raises(ValueError, match="at least one sample"):
         Latents.collate([])
 
@@ -282,6 +286,7 @@ def header_of(latents: Latents) -> dict[str, str]:
         ),
         ({"size": "[9, 20]"}, "fits together"),
         ({"size": '"nine"'}, "fits together"),
+        ({"size": "[Infinity, 8, 8]"}, "fits together"),
         ({"size": "[9, 20, 1000]"}, "have the shape"),
         ({"size": "[-9, 20, 17]"}, "at least 1"),
         ({"start": "soon"}, "fits together"),

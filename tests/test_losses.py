@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.bottlenecks.record import recorded_bottlenecks
+from vidgen.latents import LatentPart
 from vidgen.nn.random import seeded
-from vidgen.tokenizers import CausalConvTokenizer
+from vidgen.tokenizers import CausalConvTokenizer, DiffusionDecoderTokenizer
 from vidgen.tokenizers.base import reconstruction_losses
 from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator, TransformerDiscriminator
+from vidgen.tokenizers.keyframe_motion import MotionVectors
 from vidgen.tokenizers.losses import (
     GAMES,
     PIXEL_ERRORS,
@@ -31,7 +33,7 @@ from vidgen.training.checkpoint import CheckpointFolder
 from vidgen.training.config import AdversarialLoss
 from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
 from vidgen.training.curriculum import Curriculum, scaled, without_frames
-from vidgen.training.distillation import Distillation
+from vidgen.training.distillation import Distillation, pooled_to
 from vidgen.training.ema import MovingAverage
 from vidgen.training.monitor import CodebookCounter, TrainingMonitor
 from vidgen.training.opponent import Opponent
@@ -206,6 +208,27 @@ def test_feature_matching_pulls_fakes_to_real_features_alone():
     assert fake.grad is not None
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_frames_that_are_too_small_to_be_judged_are_refused_and_no_others(layers: int):
+    judge = PatchDiscriminator(width=4, layers=layers)
+    side = judge.smallest_side
+    assert judge(clip(1, 3, 3, side, side)).isfinite().all()
+    with pytest.raises(ValueError, match=f"at least {side} pixels a side, got {side - 1}"):
+        judge(clip(1, 3, 3, side - 1, 2 * side))
+
+
+def test_a_run_whose_frames_cannot_be_judged_fails_before_it_begins(tmp_path: Path):
+    run = tiny_run(tmp_path / "run", adversarial_weight=0.1, discriminator_start=10**6, discriminator_layers=4)
+    with pytest.raises(ValueError, match="the discriminator needs frames of at least 48 pixels a side"):
+        train_tokenizer(run, tokenizer=tiny_tokenizer())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_adversary_that_would_be_weighed_against_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="weighed against the pixel and perceptual terms, and there are none"):
+        tiny_run(tmp_path, pixel_loss="l1", pixel_weight=0.0, adversarial_weight=0.1)
+
+
 def test_a_panel_gives_every_judges_features_with_the_logits_last():
     torch.manual_seed(0)
     panel = DiscriminatorPanel(PatchDiscriminator(width=4, axes="frames"), PatchDiscriminator(width=4, axes="video"))
@@ -312,6 +335,22 @@ def test_tokens_learn_to_tell_a_teachers_features(teacher):
     assert any(weight.grad.any() for weight in tokenizer.encoder.parameters() if weight.grad is not None)
 
 
+def test_a_teacher_of_frames_is_pooled_over_the_frames_that_a_token_stands_for():
+    """Causal tokens cannot tell frames that come after theirs: a lone first frame is pooled by itself."""
+    causal = LatentPart("grid", "thw", (4, 8, 8), 1, first_frame_alone=True)
+    times = torch.arange(17.0).view(1, 1, 17, 1, 1).expand(-1, -1, -1, 2, 2)
+    assert pooled_to(causal, times, (17, 16, 16))[0, 0, :, 0, 0].tolist() == [0, 2.5, 6.5, 10.5, 14.5]
+    assert pooled_to(causal, times[:, :, :1], (1, 16, 16)).shape == (1, 1, 1, 2, 2)
+    chunks = LatentPart("grid", "thw", (4, 8, 8), 1)
+    assert pooled_to(chunks, times[:, :, :16], (16, 16, 16))[0, 0, :, 0, 0].tolist() == [1.5, 5.5, 9.5, 13.5]
+
+
+def test_a_teacher_of_a_frozen_tokenizer_is_refused():
+    wrapped = DiffusionDecoderTokenizer.around(tiny_tokenizer(), width=8, depth=1, freeze_encoder=True)
+    with pytest.raises(ValueError, match="freeze_encoder keeps it as it is"):
+        Distillation(wrapped, colours, features=3, weight=1.0)
+
+
 def test_a_teacher_and_its_weight_go_together(tmp_path: Path):
     with pytest.raises(ValueError, match="a teacher and a weight for it go together"):
         train_tokenizer(tiny_run(tmp_path / "a"), tokenizer=tiny_tokenizer(), teacher=colours)
@@ -356,7 +395,7 @@ def test_a_curriculum_without_wishes_leaves_clips_alone():
     assert scaled(video, side=24) is video
 
 
-@pytest.mark.parametrize(("frames", "share", "hidden"), [(5, 0.4, 2), (5, 1.0, 4), (1, 0.5, 0)])
+@pytest.mark.parametrize(("frames", "share", "hidden"), [(5, 0.4, 2), (5, 1.0, 4), (5, 0.02, 1), (1, 0.5, 0)])
 def test_hidden_frames_are_grey_and_at_least_one_stays(frames: int, share: float, hidden: int):
     video = clip(3, 3, frames, 8, 8)
     seen = without_frames(video, share=share, generators=seeded([0, 1, 2]))
@@ -395,6 +434,21 @@ def test_the_counter_reads_the_worst_codebook_of_what_went_through_in_training()
     assert measured["codes_used"] in used
     assert measured["codes_possible"] == 8
     assert 1 <= measured["perplexity"] <= measured["codes_used"]
+    assert counter.read() == {}
+
+
+def test_the_counter_leaves_out_codes_that_do_not_learn():
+    """Motion vectors of a still clip are one vector, and AdaCode's weights have few steps."""
+    for inner, learned in (("adacode", 32), ("vq", 8)):
+        options = {"codes": learned, "channels": 4}
+        tokenizer = tiny_tokenizer(inner, **options)
+        counter = CodebookCounter()
+        with recorded_bottlenecks(tokenizer) as passages:
+            tokenizer.train().training_losses(clip(2, 3, 3, 16, 16), generators=seeded([0, 1]))
+        counter.add(passages)
+        assert counter.read()["codes_possible"] == min(learned, 2 * 2 * 4 * 4)
+    motion = MotionVectors(reach=2, discrete=True)
+    counter.add([(motion, motion(torch.zeros(2, 9, 2)))])
     assert counter.read() == {}
 
 
@@ -630,12 +684,30 @@ def test_what_the_user_says_wins_over_the_recipe(tmp_path: Path):
     assert (resolved.data.num_frames, resolved.data.height, resolved.data.fps) == (9, 128, 8.0)
 
 
+def test_one_option_of_an_optimiser_leaves_the_rest_of_it_to_the_recipe(tmp_path: Path):
+    run = TokenizerRun(preset="base-vq", output_dir=tmp_path, recipe="vidtok", recipe_without=("perceptual_weight",))
+    theirs = with_recipe(run)
+    changed = replace(
+        run,
+        optimiser=replace(run.optimiser, warmup_steps=500),
+        discriminator_optimiser=replace(run.discriminator_optimiser, learning_rate=2e-5),
+    )
+    resolved = with_recipe(changed)
+    assert resolved.optimiser == replace(theirs.optimiser, warmup_steps=500)
+    assert resolved.optimiser.learning_rate == 1e-5
+    assert resolved.discriminator_optimiser == replace(theirs.discriminator_optimiser, learning_rate=2e-5)
+    assert with_recipe(resolved) == resolved
+    alone = with_recipe(replace(changed, recipe_without=("perceptual_weight", "optimiser")))
+    assert alone.optimiser == changed.optimiser
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"recipe": "vidtock"}, "there is no recipe 'vidtock'; there are: vidtok"),
         ({"recipe": "vidtok"}, "--recipe-without perceptual_weight"),
         ({"recipe": "omnitokenizer", "recipe_without": ("perceptual_weight",)}, "clips are only scaled down"),
+        ({"recipe": "larp", "recipe_without": ("perceptual-weight",)}, "no 'perceptual-weight' to leave out; it has: "),
     ],
 )
 def test_a_recipe_that_cannot_be_taken_says_what_to_do(options: dict, message: str, tmp_path: Path):

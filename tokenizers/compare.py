@@ -68,7 +68,7 @@ SCORES = {
     "decode_frames_per_second": "decode_frames_per_second",
 }
 CONVENTIONS = {
-    "bits_per_pixel": "fixed-length ids over frames x height x width; none for continuous latents",
+    "bits_per_pixel": "log2 of the codebook size of each id, over frames x height x width; none for continuous latents",
     "values_ratio": "RGB values of a clip over values of its tokens",
     "entropy_bits_per_token": "each id coded by its own frequency in the scored clips",
     "usage": "share of codes seen at least once in the scored clips",
@@ -263,17 +263,18 @@ def scored(tokenizer: Tokenizer, row: Row, unseen: Any, settings: Settings) -> d
 
 def collapse(tokenizer: Tokenizer, total: dict[str, Any]) -> str | None:
     """What the training monitor would say of the codes that the scored clips use, of the worst codebook."""
-    worst = None
+    found = []
     for part in tokenizer.spec.parts:
         for number, size in enumerate(part.codebooks):
-            perplexity = total[f"codebook.{part.name}.{number}.perplexity"]
-            used = size * total[f"codebook.{part.name}.{number}.usage"]
             if part.name == "motion":  # vectors, not learned codes: still pictures use few
                 continue
-            if worst is None or perplexity < worst["perplexity"]:
-                possible = min(size, total["tokens"])
-                worst = {"perplexity": perplexity, "codes_used": used, "codes_possible": possible}
-    return None if worst is None else codebook_collapsed(worst)
+            perplexity = total[f"codebook.{part.name}.{number}.perplexity"]
+            used = size * total[f"codebook.{part.name}.{number}.usage"]
+            possible = min(size, total["tokens"])
+            found.append({"perplexity": perplexity, "codes_used": used, "codes_possible": possible})
+    if not found:
+        return None
+    return codebook_collapsed(min(found, key=lambda codes: codes["perplexity"] / codes["codes_possible"]))
 
 
 @torch.no_grad()

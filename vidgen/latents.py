@@ -252,6 +252,8 @@ class Latents:
         first = samples[0]
         if any(s.size != first.size or s.spec != first.spec or s.start != first.start for s in samples):
             raise ValueError("latents of one batch must have the same size and spec; group the clips by size first")
+        if any((s.length is None) != (first.length is None) for s in samples):
+            raise ValueError("latents of one batch all have a length or none has; give those without their full length")
         ids = None if first.ids is None else torch.cat([s.ids for s in samples if s.ids is not None])
         length = None if first.length is None else torch.cat([s.length for s in samples if s.length is not None])
         return Latents(torch.cat([s.tokens for s in samples]), ids, first.size, first.spec, length, first.start)
@@ -364,7 +366,7 @@ class Latents:
             ids, length = tensors.get("ids"), tensors.get("length")
             latents = cls(tensors["tokens"], ids, (frames, height, width), spec, length, start, header)
             latents._check_ids()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a latents file that fits together: {error}") from error
         return latents
 

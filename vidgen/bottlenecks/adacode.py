@@ -29,6 +29,7 @@ class AdaCode(Quantizer):
     """
 
     distinct = False
+    needs_gradient = True
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class AdaCode(Quantizer):
             )
         self.channels = self.in_channels = channels
         self.codebooks = (codes,) * count + (levels,) * count
+        self.fixed = tuple(range(count, 2 * count))
         self.count, self.levels, self.kept = count, levels, kept
         self.dropout, self.commitment = dropout, commitment
         self.tables = nn.ModuleList(
@@ -72,15 +74,16 @@ class AdaCode(Quantizer):
 
     def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
         weights, steps = self._weights(vectors, self._kept(vectors, generators))
-        ids = self._ids(vectors, steps)
+        chosen = self._chosen(vectors)
+        ids = self._ids(chosen, steps)
         mixed = self.lookup(ids)
         losses = {}
         soft = torch.zeros_like(vectors)
         for number, table in enumerate(self.table_modules):
-            codes = table.vectors[ids[..., number]]
-            soft = soft + weights[..., number, None] * codes
+            soft = soft + weights[..., number, None] * table.vectors[chosen[..., number]]
             if self.learns:
-                table.learn(vectors, ids[..., number], weights[..., number].detach())
+                share = torch.where(steps[..., number] > 0, weights[..., number], 0.0).detach()
+                table.learn(vectors, chosen[..., number], share)
         if self.training:
             losses["commitment"] = self.commitment * (vectors - mixed).square().mean()
         return Bottlenecked(straight_through(vectors + soft, mixed), ids, losses)
@@ -88,7 +91,8 @@ class AdaCode(Quantizer):
     def _weights(self, vectors: Tensor, kept: Tensor | int) -> tuple[Tensor, Tensor]:
         """Of each codebook, `b n count`: weights that sum to 1 over the `kept` largest, and their steps (long)."""
         layer = self.to_weights
-        weights = F.linear(vectors, layer.weight.float(), layer.bias.float()).softmax(dim=-1)
+        with torch.autocast(vectors.device.type, enabled=False):
+            weights = F.linear(vectors, layer.weight.float(), layer.bias.float()).softmax(dim=-1)
         weights = torch.where(rank(weights) < kept, weights, 0.0)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return weights, (weights * (self.levels - 1)).round().long()  # levels > count: the largest is never 0
@@ -103,9 +107,12 @@ class AdaCode(Quantizer):
         some = 1 + (drawn[:, 1] * self.kept).floor()
         return torch.where(drawn[:, 0] < self.dropout, some, float(self.kept))[:, None, None]
 
-    def _ids(self, vectors: Tensor, steps: Tensor) -> Tensor:
-        ids = torch.stack([table.nearest(vectors) for table in self.table_modules], dim=-1)
-        return torch.cat([torch.where(steps > 0, ids, 0), steps], dim=-1)
+    def _chosen(self, vectors: Tensor) -> Tensor:
+        """The nearest code of each codebook, `b n count`."""
+        return torch.stack([table.nearest(vectors) for table in self.table_modules], dim=-1)
+
+    def _ids(self, chosen: Tensor, steps: Tensor) -> Tensor:
+        return torch.cat([torch.where(steps > 0, chosen, 0), steps], dim=-1)
 
     def masked(self, ids: Tensor, kept: int) -> Tensor:
         """`b n q -> b n q`: the same tokens with their `kept` largest weights alone, for a lower rate."""
@@ -124,7 +131,7 @@ class AdaCode(Quantizer):
 
     def nearest(self, vectors: Tensor) -> Tensor:
         vectors = vectors.float()
-        return self._ids(vectors, self._weights(vectors, self.kept)[1])
+        return self._ids(self._chosen(vectors), self._weights(vectors, self.kept)[1])
 
 
 def rank(values: Tensor) -> Tensor:

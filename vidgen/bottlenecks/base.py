@@ -1,6 +1,7 @@
 """The slot between encoder and decoder: what every bottleneck takes, gives and reports."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -31,11 +32,13 @@ class Bottleneck(nn.Module, ABC):
         in_channels: channels that the encoder must give.
         channels: channels of the vectors that the decoder gets.
         codebooks: size of each codebook; `()` = continuous.
+        fixed: which codebooks are no codes that learn, such as steps of a number, and cannot collapse.
     """
 
     in_channels: int
     channels: int
     codebooks: tuple[int, ...] = ()
+    fixed: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
@@ -61,11 +64,19 @@ class Quantizer(Bottleneck):
         finer: how much smaller than its input is what a code leaves over, per channel or for all; 1 when unknown.
             `Residual` scales each quantizer down by it.
         unit_length: all codes have the same length, so that they cannot stand for what is left over.
+        needs_gradient: it has weights that learn from the gradient of its vectors alone, not from what it is given.
+        passed: vectors and their codes -> exactly the codes, with a gradient to the vectors.
     """
 
     distinct: bool = True
     finer: tuple[float, ...] = (1.0,)
     unit_length: bool = False
+    needs_gradient: bool = False
+    passed: Callable[[Tensor, Tensor], Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = straight_through
 
     def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
         with torch.autocast(features.device.type, enabled=False):  # bf16 would pick other codes

@@ -38,8 +38,9 @@ class KL(Bottleneck):
         if generators is None:
             raise ValueError("sampling a posterior needs generators, one per sample")
         noise = randn(mean.shape, generators, like=mean)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).float().sum(dim=-1).mean()
         vectors = mean + torch.exp(0.5 * log_variance) * noise
+        mean, log_variance = mean.float(), log_variance.float()  # near the prior the terms cancel
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1).mean()
         return Bottlenecked(vectors, None, {"kl": self.weight * divergence})
 
     def _posterior(self, features: Tensor) -> tuple[Tensor, Tensor]:

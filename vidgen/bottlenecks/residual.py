@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.bottlenecks.base import Bottlenecked, straight_through
+from vidgen.bottlenecks.base import Bottlenecked
 from vidgen.bottlenecks.stack import Stack
 from vidgen.nn.random import Generators, rand
 
@@ -35,10 +35,12 @@ class Residual(Stack):
                 f"residuals shrink from quantizer to quantizer, and the codes of {inner!r} have a fixed length; use "
                 'fsq, lfq, simvq or vq with {"cosine": false} inside'
             )
+        if first.needs_gradient:
+            raise ValueError(f"{inner!r} learns from the gradient of each code by itself, and residual codes pass one")
         if not 0 <= dropout <= 1:
             raise ValueError(f"the dropout of residual codes is a share between 0 and 1, got {dropout}")
         self.dropout = dropout
-        self.in_channels, self.channels = first.in_channels, first.channels
+        self.in_channels, self.channels, self.passed = first.in_channels, first.channels, first.passed
 
     def _scales(self, like: Tensor) -> list[Tensor]:
         """How large the codes of each quantizer are beside the first one's."""
@@ -62,7 +64,7 @@ class Residual(Stack):
             ids.append(result.ids)
             for name, term in result.losses.items():
                 losses[name] = losses[name] + term if name in losses else term
-        return Bottlenecked(straight_through(vectors, codes), torch.cat(ids, dim=-1), losses)
+        return Bottlenecked(self.passed(vectors, codes), torch.cat(ids, dim=-1), losses)
 
     def lookup(self, ids: Tensor) -> Tensor:
         codes, first = torch.zeros((), device=ids.device), 0

@@ -55,7 +55,8 @@ class SimVQ(Quantizer):
 
     def codes(self) -> Tensor:
         """`k c`, always the whole table: a matrix product of fewer rows can differ in the last bit."""
-        return F.linear(self.table, self.turn.weight)
+        with torch.autocast(self.table.device.type, enabled=False):  # ids are of these codes, not of rounded ones
+            return F.linear(self.table, self.turn.weight)
 
     def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
         table = self.codes()

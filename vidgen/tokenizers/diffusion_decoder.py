@@ -138,7 +138,7 @@ class DiffusionDecoderTokenizer(WrappingTokenizer, ConfigMixin):
             video = frame_noise(block, start=start, seeds=seeds) if steps else block
             for step, cache in enumerate(caches):
                 cache.begin_block(final=final)
-                level = torch.full((len(block),), 1 - step / steps, device=block.device)
+                level = torch.full((len(block),), max(1 - step / steps, LEAST_LEVEL), device=block.device)
                 clean = self.denoiser(video, level, block, cache)
                 # Euler along (video - clean) / level, from `level` to `level - 1 / steps`
                 video = clean + (video - clean) * ((steps - step - 1) / (steps - step))

@@ -39,7 +39,7 @@ class PatchDiscriminator(Discriminator):
     Args:
         width: channels of the first layer; doubles with each halving, up to 8-fold.
         layers: halvings of height and width.
-        axes: `"frames"` judges each frame alone, `"video"` three to fifteen frames together.
+        axes: `"frames"` judges each frame alone, `"video"` frames together, 25 of them with three layers.
     """
 
     def __init__(self, *, width: int = 32, layers: int = 3, axes: Literal["frames", "video"] = "video") -> None:
@@ -61,14 +61,18 @@ class PatchDiscriminator(Discriminator):
             channels = following
         stages.append(nn.Conv3d(channels, 1, (in_time, 4, 4), 1, padding))
         self.stages = nn.Sequential(*stages)
-        self.smallest_side = 2 ** (layers + 1) + 2 ** (layers - 1)
+        self.smallest_side = 3 * 2**layers
+
+    def check_side(self, side: int) -> None:
+        """ValueError unless frames with a shorter side of so many pixels can be judged."""
+        if side < self.smallest_side:
+            raise ValueError(
+                f"the discriminator needs frames of at least {self.smallest_side} pixels a side, got {side}; train on "
+                "larger frames, with fewer discriminator_layers, or with an adversarial_weight of 0"
+            )
 
     def features(self, video: Tensor) -> list[Tensor]:
-        if min(video.shape[-2:]) < self.smallest_side:
-            raise ValueError(
-                f"the discriminator needs frames of at least {self.smallest_side} pixels a side, got "
-                f"{video.shape[-2]}x{video.shape[-1]}; train on larger frames or set adversarial_weight to 0"
-            )
+        self.check_side(min(video.shape[-2:]))
         found, x = [], video
         for stage in self.stages:
             x = stage(x)

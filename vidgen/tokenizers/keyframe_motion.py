@@ -33,6 +33,7 @@ class MotionVectors(Bottleneck):
         self.reach, self.side = reach, 2 * reach + 1
         self.channels = self.in_channels = 2
         self.codebooks = (self.side**2,) if discrete else ()
+        self.fixed = tuple(range(len(self.codebooks)))
 
     def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
         ids = self.nearest(features)
@@ -120,6 +121,8 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
         block_frames: inference runs in blocks of this many frames, a multiple of `group`.
         squared_weight: of the squared error beside the absolute one in training.
     """
+
+    learns_hidden_frames = False  # key frames are coded one by one, and motion is searched in what is seen
 
     @register_to_config
     def __init__(

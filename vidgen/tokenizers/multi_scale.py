@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.bottlenecks import Bottleneck, Bottlenecked, Product, Quantizer
-from vidgen.bottlenecks.base import straight_through
 from vidgen.bottlenecks.residual import kept_counts
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import StreamCache
@@ -34,7 +33,7 @@ class ScalePyramid(Bottleneck):
 
     def __init__(self, quantizer: Bottleneck, *, scales: tuple[int, ...], dropout: float) -> None:
         super().__init__()
-        if not isinstance(quantizer, Quantizer) or quantizer.unit_length:
+        if not isinstance(quantizer, Quantizer) or quantizer.unit_length or quantizer.needs_gradient:
             raise ValueError(
                 "scales need a quantizer whose codes can stand for what is left over, such as fsq, lfq, simvq or vq "
                 f'with {{"cosine": false}}; got {type(quantizer).__name__}'
@@ -45,7 +44,7 @@ class ScalePyramid(Bottleneck):
             raise ValueError(f"the dropout of scales is a share between 0 and 1, got {dropout}")
         self.quantizer, self.scales, self.dropout = quantizer, scales, dropout
         self.in_channels, self.channels = quantizer.in_channels, quantizer.channels
-        self.codebooks = quantizer.codebooks
+        self.codebooks, self.fixed, self.passed = quantizer.codebooks, quantizer.fixed, quantizer.passed
         apart = len(quantizer.layers) if isinstance(quantizer, Product) else 1  # sub-codes stay by themselves
         self.smooth = nn.ModuleList(nn.Conv2d(self.channels, self.channels, 3, padding=1, groups=apart) for _ in scales)
         for layer in self.smooth.parameters():
@@ -66,20 +65,29 @@ class ScalePyramid(Bottleneck):
         with torch.autocast(features.device.type, enabled=False):  # bf16 would pick other codes
             vectors = self.quantizer.enter(features.float())
             rows = rearrange(vectors, "b (t h w) c -> b c t h w", t=grid[0], h=grid[1])
-            left, decoded, ids = rows, torch.zeros_like(rows), []
-            losses: dict[str, Tensor] = {}
-            for number, scale in enumerate(self.scales):
-                result = self.quantizer.quantize(pooled(left, scale), sample=sample, generators=generators)
-                assert result.ids is not None
-                part = self.spread(number, result.vectors.detach(), grid)
-                left = left - part.detach()
+            rests = torch.cat(self._rests(rows, grid), dim=1)
+            result = self.quantizer.quantize(rests, sample=sample, generators=generators)
+            decoded = torch.zeros_like(rows)
+            places = [-(-grid[1] // scale) * -(-grid[2] // scale) * grid[0] for scale in self.scales]
+            for number, codes in enumerate(result.vectors.detach().split(places, dim=1)):
+                part = self.spread(number, codes, grid)
                 decoded = decoded + (part if kept is None else torch.where(number < kept[..., None, None], part, 0.0))
-                ids.append(result.ids)
-                for name, term in result.losses.items():
-                    losses[name] = losses.get(name, 0.0) + term / len(self.scales)
-        decoded = rearrange(decoded, "b c t h w -> b (t h w) c")
-        learned = decoded - decoded.detach()  # the gradient of what smooths, beside that of the features
-        return Bottlenecked(straight_through(vectors, decoded) + learned, torch.cat(ids, dim=1), losses)
+            decoded = rearrange(decoded, "b c t h w -> b (t h w) c")
+            smoothing = decoded - decoded.detach()  # 0, with the gradient to what smooths
+            return Bottlenecked(self.passed(vectors, decoded) + smoothing, result.ids, result.losses)
+
+    def _rests(self, rows: Tensor, grid: VideoSize) -> list[Tensor]:
+        """`b (t h' w') c` of each scale: what the coarser ones leave over of `b c t h w`, with its gradient.
+
+        All scales are then quantized in one go, so that a codebook that keeps itself learns once a step from them all.
+        """
+        made, rests = torch.zeros_like(rows), []
+        for number, scale in enumerate(self.scales):
+            rests.append(pooled(rows - made, scale))
+            with torch.no_grad():
+                codes = self.quantizer.lookup(self.quantizer.nearest(rests[-1]))
+                made = made + self.spread(number, codes, grid)
+        return rests
 
     def spread(self, number: int, codes: Tensor, grid: VideoSize) -> Tensor:
         """What the codes `b (t h' w') c` of a scale add to the grid, `b c t h w`."""

@@ -16,10 +16,11 @@ from vidgen.nn.transformer import Attention, FeedForward, Rotary
 
 def check_transformer(*, width: int, heads: int, layers: int) -> None:
     """ValueError unless a transformer of these sizes can be built."""
-    if min(width, heads, layers) < 1 or width % (2 * heads):
+    if min(width, heads, layers) < 1 or width % (2 * heads) or width < 6 * heads:
         raise ValueError(
-            "a transformer needs at least one layer and a width that is an even multiple of its heads, got width "
-            f"{width}, {heads} heads and {layers} layers; for example width {max(1, heads) * 64} for {heads} heads"
+            "a transformer needs at least one layer and a width that is an even multiple of its heads, at least 6 "
+            f"channels each (two for a place along each axis), got width {width}, {heads} heads and {layers} layers; "
+            f"for example width {max(1, heads) * 64} for {heads} heads"
         )
 
 
