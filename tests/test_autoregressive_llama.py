@@ -16,6 +16,7 @@ from vidgen.generators.mixture_head import MixtureHead
 from vidgen.generators.sequence import at_positions, with_negatives
 from vidgen.generators.token_order import token_order
 from vidgen.latents import LatentPart, LatentSpec
+from vidgen.nn.llama import line_rotary
 from vidgen.nn.random import seeded
 from vidgen.pipelines.autoregressive_presets import AUTOREGRESSIVE_PRESETS
 from vidgen.pipelines.presets import PIPELINE_PRESETS
@@ -23,6 +24,7 @@ from vidgen.schedulers import SamplingRule
 
 WIDTH = 12
 GROUPED = [("grid of ids", group) for group in (1, 2, "row", "frame", "regions")] + [("queries of ids", 3)]
+GROUPED += [("two parts of ids", 1)]
 HEADS = [("two codebooks", "depth"), ("2^18 codes", "depth"), ("grid of reals", "mixture"), ("grid of reals", "auto")]
 
 
@@ -72,6 +74,14 @@ def test_cached_equals_uncached(name, group, with_known, axes):
         here = at_positions(inputs, slice(start, start + size))
         steps.append(llama(previous, **here, caches=caches))
     assert (torch.cat(steps, dim=1) - hidden(llama, latents, text)).abs().max() <= 1e-5
+
+
+def test_places_along_the_sequence_go_on_from_part_to_part():
+    llama, spec = model("two parts of ids", rotary_axes=1), SPECS["two parts of ids"]
+    coordinates = spec.coordinates(SIZE)
+    inputs = llama.sequence_inputs(condition(), coordinates, llama.order(coordinates))
+    turns, expected = llama.turns(coordinates, inputs["ordinals"]), line_rotary(torch.arange(len(coordinates)), 12)
+    assert all(torch.equal(one, other) for one, other in zip(turns, expected, strict=True))
 
 
 @torch.no_grad()

@@ -328,12 +328,28 @@ def test_pipelines_that_are_told_different_things_are_no_cascade():
         Cascade(base, [Interpolation(pipeline=pipeline())])
 
 
+def test_a_class_label_stands_for_its_name_in_all_pipelines():
+    torch.manual_seed(0)
+    encoder, pipes = ClassEncoder(["red", "blue"], width=16), [pipeline(), pipeline()]
+    for pipe in pipes:
+        pipe.text_encoder = encoder
+    chain = Cascade(pipes[0], [Interpolation(pipeline=pipes[1], factor=2, arguments={"num_inference_steps": 2})])
+    call = {"generator": seed(), "output_type": "pt"}
+    by_label = chain(class_label=[1, 0], **call).frames
+    assert torch.equal(by_label, chain(["blue", "red"], **{**call, "generator": seed()}).frames)
+    given = {"video": clip(), "generator": seed(), "output_type": "pt"}
+    assert torch.equal(chain(class_label=1, **given).frames, chain("blue", **{**given, "generator": seed()}).frames)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         ({"video": clip(), "num_frames": 5}, "num_frames belong to the base's call"),
         ({"video": clip(batch=2), "prompt": ["a"] * 3}, "2 videos and 3 prompts"),
         ({"output_type": "latent"}, "one of pil, np, pt"),
+        ({"num_videos_per_prompt": 2}, "takes no num_videos_per_prompt"),
+        ({"class_label": 1, "prompt": "red star"}, "not both"),
+        ({"class_label": 1}, "class_label needs a ClassEncoder"),
     ],
 )
 def test_calls_that_contradict_themselves_are_refused(call, message):

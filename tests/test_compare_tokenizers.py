@@ -94,6 +94,11 @@ def test_one_call_trains_scores_and_draws(run: Any, shared: Path, tmp_path: Path
     assert not list((tmp_path / "run").rglob("checkpoints"))
 
 
+def test_the_table_says_how_its_bits_are_counted():
+    compare = recipe_module("tokenizers/compare.py")
+    assert compare.CONVENTIONS["bits_per_pixel"].startswith("log2 of the codebook size of each id")
+
+
 def test_finished_rows_are_not_trained_again_and_the_table_keeps_them(run: Any, tmp_path: Path, capsys: Any):
     assert run("--worlds", "shapes", "--only", "conv/vq") == 0
     before = table(tmp_path)

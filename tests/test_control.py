@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from test_pipelines import TEXT, clip, distance, each_family, latents_of, seed
 from test_training_generator import tiny_pipeline, tiny_run
 from tiny_models import pipeline, shake, tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 import vidgen
 from vidgen.conditioning import Condition, WordTextEncoder, edges
@@ -114,6 +115,41 @@ def test_a_control_branch_is_not_trained_on_encoded_clips(tmp_path):
         tiny_run(tmp_path, control_layers=1, cached_clips=4)
 
 
+class Waits(ModelHook):
+    """As accelerate's hook for offloading, but what waits is on "meta", where nothing can be computed."""
+
+    execution_device = "cpu"
+
+    def __init__(self, module: nn.Module, sent_away: "Waits | None" = None) -> None:
+        self.module, self.sent_away = module, sent_away
+        self.weights = {name: weight.clone() for name, weight in module.state_dict().items()}
+        add_hook_to_module(module, self)
+        self.wait()
+
+    def wait(self) -> None:
+        self.module.to("meta")
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if self.sent_away is not None:
+            self.sent_away.wait()
+        module.load_state_dict(self.weights, assign=True)
+        return args, kwargs
+
+
+@every_family
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_transformer_that_waits_elsewhere_is_brought_before_it_is_steered(family, strength):
+    pipe = tiny(family)
+    pipe.transformer.add_control(layers=1)
+    pipe.transformer.add_references()
+    told = {"control_video": sketch(), "reference_images": clip(frames=1)[:, :, 0]}
+    if strength is not None:
+        told |= {"video": clip(seed=3), "strength": strength}
+    expected = latents_of(pipe, **told).tokens
+    Waits(pipe.video_tokenizer, Waits(pipe.transformer))
+    assert torch.equal(latents_of(pipe, **told).tokens, expected)
+
+
 # ---------------------------------------------------------------------------------------------- the reference images
 
 
@@ -136,6 +172,16 @@ def test_reference_images_may_be_pil_images():
     tensor = pipe.image_clips(images)[:, :, 0]
     one, two = (latents_of(pipe, reference_images=given).tokens for given in (images, tensor))
     assert torch.equal(one, two)
+
+
+def test_a_single_reference_image_is_one_image():
+    pipe = tiny("masked")
+    pipe.transformer.add_references()
+    images = clip(frames=1)[:, :, 0]
+    alone, of_one = (latents_of(pipe, reference_images=given).tokens for given in (images[0], images))
+    assert torch.equal(alone, of_one)
+    with pytest.raises(ValueError, match=r"reference images must be `r 3 h w` or `3 h w`, got \(1, 3, 1, 16, 16\)"):
+        latents_of(pipe, reference_images=clip(frames=1))
 
 
 @each_family

@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from tiny_models import clip, shake, tokenizer
 from torch import Tensor
 
-from vidgen.conditioning import WordTextEncoder
+from vidgen.conditioning import TokenState, WordTextEncoder
 from vidgen.generators import DiffusionTransformer
 from vidgen.latents import Latents
 from vidgen.nn.random import randn, seeded
@@ -144,6 +144,28 @@ def test_guidance_combines_branches_as_published():
     assert torch.allclose(rescaled(plain, full, 0.7), 0.7 * back + 0.3 * plain)
 
 
+@pytest.mark.parametrize("variant", [{"rescale": 0.7}, {"zero_star": True}])
+def test_guidance_measures_the_tokens_that_are_made_alone(variant):
+    full, known = (randn((2, 6, 3), seeded([index, index + 10])) for index in range(2))
+    made = torch.tensor([[False, False, True, True, True, True]] * 2)
+    guided = Guidance(scale=4.0, **variant).combine({"full": full, "known": known}, 0.5, 0, made=made)
+    alone = Guidance(scale=4.0, **variant).combine({"full": full[:, 2:], "known": known[:, 2:]}, 0.5, 0)
+    assert torch.allclose(guided[:, 2:], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", [{"rescale": 0.7}, {"zero_star": True}])
+def test_what_is_predicted_at_known_tokens_has_no_part_in_guidance(variant):
+    pipe, call = pipeline(), {"video": clip(1, 16, 24, seed=3), "guidance": Guidance(scale=3.0, **variant)}
+    expected, forward = tokens(pipe, **call), pipe.transformer.forward
+
+    def wrong_at_known(*arguments: Any, **named: Any) -> Tensor:
+        says = forward(*arguments, **named)
+        return torch.where((named["token_state"] == TokenState.KNOWN)[..., None], says + 5.0, says)
+
+    pipe.transformer.forward = wrong_at_known
+    assert torch.allclose(tokens(pipe, **call), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_plain_and_zero_star_guidance_are_those_of_diffusers(rescale):
     full, known = (randn((2, 6, 3), seeded([index, index + 10])) for index in range(2))
@@ -175,6 +197,7 @@ def test_guidance_asks_only_for_the_branches_that_a_step_needs():
         ({"interval": (0.5, 0.5)}, "two noise levels"),
         ({"rescale": 2.0}, "share between 0 and 1"),
         ({"joint": True, "known_scale": 2.0}, "give no known_scale"),
+        ({"zero_star": True, "known_scale": 2.0}, "known_scale makes two; give one of them"),
         ({"zero_steps": -1}, "0 or more"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from test_control import Waits
 from test_pipelines import TEXT, clip, distance, each_family, each_pair, latents_of, sample, seed
 from tiny_models import pipeline
 
@@ -64,8 +65,8 @@ def test_an_edit_inside_a_mask_keeps_the_known_pixels(family):
 def test_samplers_without_noise_levels_take_a_share_of_their_steps(scheduler):
     pipe, video, steps = diffusion_pipeline(scheduler), clip(seed=3), []
     call = {"video": video, "num_inference_steps": 10, "callback_on_step_end": lambda *step: steps.append(step) or {}}
-    edited = {strength: sample(pipe, **call, strength=strength) for strength in (0.2, 1.0)}
-    assert len(steps) == 2 + 10
+    edited = {strength: sample(pipe, **call, strength=strength) for strength in (0.2, 0.9, 0.01, 1.0)}
+    assert len(steps) == 2 + 9 + 1 + 10
     decoded = pipe.decode(pipe.video_tokenizer.encode(video), "pt")
     assert (edited[0.2] - decoded).abs().mean() < (edited[1.0] - decoded).abs().mean()
 
@@ -99,6 +100,26 @@ def test_inverted_noise_makes_the_video_again_and_more_iterations_make_it_better
         errors.append(distance(again.tokens, tokens))
     assert errors[2] <= 1e-4
     assert errors[2] < errors[1] < errors[0]
+
+
+def test_a_timeline_is_inverted_as_it_is_followed():
+    pipe = pipeline("diffusion", "kl")
+    assert isinstance(pipe, DiffusionVideoPipeline)
+    video, timeline = clip(frames=9, seed=3), [(0, TEXT), (5, "a large blue star")]
+    noise = pipe.invert(video, timeline, num_inference_steps=12, iterations=12)
+    call = {"num_frames": 9, "num_inference_steps": 12, "guidance_scale": 1.0}
+    again = latents_of(pipe, prompt=timeline, latents=noise, **call)
+    assert distance(again.tokens, pipe.video_tokenizer.encode(video).tokens) <= 1e-4
+    with pytest.raises(ValueError, match="starts at frame 9 of a video of 9 frames"):
+        pipe.invert(video, [(0, TEXT), (9, TEXT)])
+
+
+def test_a_tokenizer_that_waits_elsewhere_is_brought_before_an_inversion():
+    pipe = pipeline("diffusion", "kl")
+    assert isinstance(pipe, DiffusionVideoPipeline)
+    expected = pipe.invert(clip(), TEXT, num_inference_steps=2)
+    Waits(pipe.video_tokenizer, Waits(pipe.transformer))
+    assert torch.equal(pipe.invert(clip(), TEXT, num_inference_steps=2), expected)
 
 
 @pytest.mark.parametrize(

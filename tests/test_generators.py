@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition, TokenState
 from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, Generator, MaskedTransformer
+from vidgen.generators.base import token_weights
 from vidgen.generators.embedding import LARGEST_TABLE, Digits, sub_codebooks
 from vidgen.generators.heads import CategoricalHead, FlowHead
 from vidgen.latents import LatentPart, Latents, LatentSpec
@@ -274,6 +275,28 @@ def test_known_tokens_have_no_part_in_the_loss():
     for kind in KINDS:
         losses = generator(kind).losses(latents, told(latents, TokenState.KNOWN, text), generators=seeded([0, 1]))
         assert sum(losses.values()).item() == 0, kind
+
+
+def test_a_token_is_rare_in_its_own_part_and_strength_zero_weighs_all_alike():
+    spec = SPECS["two parts of ids"]  # 4 tokens and 2
+    latents = random_latents(spec)
+    latents.ids[:] = 3
+    weights = token_weights(latents, 1.0)
+    assert torch.allclose(weights, torch.tensor([0.75] * 4 + [1.5] * 2).expand(2, -1))
+    assert torch.equal(token_weights(random_latents(spec), 0.0), torch.ones(2, 6))
+
+
+def test_an_autoregressive_transformer_is_fed_known_tokens_as_the_condition_has_them():
+    latents, given = (random_latents(SPECS["grid of ids"], seed=number) for number in (0, 9))
+    state = torch.tensor([[TokenState.KNOWN] * 3 + [TokenState.UNKNOWN] * 5] * 2)
+    model = generator("autoregressive", token_weight=0.0)
+    other = latents.ids.clone()
+    other[:, :3] = (other[:, :3] + 1) % 32
+    clips = (latents, Latents(latents.tokens, other, SIZE, latents.spec))
+    one, two = (model.losses(clip, told(given, state, condition()), generators=seeded([0, 1])) for clip in clips)
+    assert torch.equal(one["next_token"], two["next_token"]), "the clip's own tokens at known places play no part"
+    changed = model.losses(latents, told(clips[1], state, condition()), generators=seeded([0, 1]))
+    assert not torch.equal(one["next_token"], changed["next_token"])
 
 
 # ----------------------------------------------------------------------------------------- each family's own promise

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from small_autoencoders import small_autoencoder
 from tiny_models import FAMILIES, OPTIONS, PAIRS, clip, pipeline, tokenizer
 
 import vidgen
@@ -75,6 +76,22 @@ def test_a_saved_tokenizer_comes_back(bottleneck, tmp_path):
     again = vidgen.load(str(tmp_path))
     assert not again.training
     assert torch.equal(again.encode(clip()).tokens, model.encode(clip()).tokens)
+
+
+def test_looking_for_diffusers_before_it_is_imported_loses_no_name():
+    script = """
+import importlib.util
+import sys
+import vidgen
+finders = len(sys.meta_path)
+assert importlib.util.find_spec("diffusers") is not None
+import diffusers
+assert len(sys.meta_path) == finders - 1
+print(diffusers.MaskedVideoPipeline.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "vidgen.pipelines.masked"
 
 
 @pytest.mark.slow
@@ -260,6 +277,19 @@ def test_a_generator_on_the_wrong_tokenizer_is_refused(saved, tmp_path):
     tokenizer("kl").save_pretrained(saved / "video_tokenizer")
     with pytest.raises(ValueError, match="use the tokenizer that it was trained with"):
         vidgen.load(saved)
+
+
+def test_a_hub_model_comes_from_the_revision_and_the_cache_that_were_asked_for(tmp_path):
+    small_autoencoder("wan").save_pretrained(tmp_path / "models--someone--wan" / "snapshots" / ("c" * 40))
+    for commit, revision, bottleneck in (("a" * 40, "main", "fsq"), ("b" * 40, "v2", "kl")):
+        model = tmp_path / "models--someone--model"
+        tokenizer(bottleneck).save_pretrained(model / "snapshots" / commit)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / revision).write_text(commit)
+    kept = {"cache_dir": tmp_path, "local_files_only": True}
+    assert vidgen.load("someone/model", **kept).spec.discrete
+    assert not vidgen.load("someone/model", revision="v2", token="secret", **kept).spec.discrete
+    assert vidgen.load("diffusers:someone/wan", revision="c" * 40, **kept).config.autoencoder_config["z_dim"]
 
 
 # ------------------------------------------------------------------------------------------------------- the presets

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from test_pipelines import TEXT, clip, distance, each_family, each_pair, latents_of, sample, seed
-from tiny_models import pipeline
+from tiny_models import pipeline, shake
 from torch import Tensor
 
 import vidgen
@@ -83,6 +83,25 @@ def test_several_prompts_are_extended_side_by_side(family):
     assert distance(both[1:], alone) <= 1e-3
 
 
+def test_one_given_video_goes_on_under_several_prompts():
+    pipe, first = pipeline(), clip(frames=3, seed=3)
+    both = long(pipe, prompt=[TEXT, STAR], num_frames=9, video=first, generator=[seed(0), seed(1)])
+    assert torch.equal(both[:, :3], (first / 2 + 0.5).permute(0, 2, 1, 3, 4).expand(2, -1, -1, -1, -1))
+    alone = long(pipe, prompt=STAR, num_frames=9, video=first, generator=[seed(1)])
+    assert distance(both[1:], alone) <= 1e-3
+
+
+def test_windows_follow_their_part_of_a_control_video():
+    pipe: Any = pipeline("masked", "kl")
+    pipe.transformer.add_control(layers=1)
+    shake(pipe.transformer.control_branch)
+    control = clip(frames=14, seed=5)
+    later = torch.cat([control[:, :, :11], clip(frames=3, seed=6)], dim=2)
+    one, two = (long(pipe, control_video=video) for video in (control, later))
+    assert distance(one[:, :8], two[:, :8]) == 0
+    assert distance(one[:, 11:], two[:, 11:]) > 1e-4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapes-masked", "shapes-flow", "shapes-ar"])
 def test_windows_join_without_a_jump(name):
@@ -115,6 +134,13 @@ def test_a_later_prompt_changes_the_frames_it_holds_for(family):
     if family == "autoregressive":  # causal: the frames before the change cannot know of it
         assert distance(one[:, :8], two[:, :8]) <= 1e-6
         assert distance(one[:, 8:], two[:, 8:]) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["masked", "autoregressive"])
+def test_the_last_prompt_reaches_a_row_of_tokens_that_ends_beyond_the_video(family):
+    pipe = pipeline(family, "kl")
+    one, two = (latents_of(pipe, prompt=[(0, TEXT), (6, text)], num_frames=8).tokens for text in (TEXT, STAR))
+    assert distance(one[:, 8:], two[:, 8:]) > 1e-4
 
 
 def test_an_excerpt_of_a_timeline_counts_from_its_first_frame():
@@ -155,6 +181,9 @@ def test_a_wrong_timeline_is_refused(timeline, message):
         ({"mask": torch.ones(16, 16)}, "single window"),
         ({"output_type": "latent"}, "pil, np, pt"),
         ({"video": clip(frames=14)}, "has 14 frames already"),
+        ({"video": clip(batch=2)}, "2 videos to extend do not fit 1 videos to make"),
+        ({"control_video": clip(frames=6)}, "control_video of the whole video must have 14 frames, got 6"),
+        ({"actions": torch.zeros(1, 6, 2)}, "actions of the whole video must have 14 frames, got 6"),
     ],
 )
 def test_a_wrong_extension_is_refused(changes, message):

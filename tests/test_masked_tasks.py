@@ -186,8 +186,16 @@ def test_one_network_trains_on_all_ten_tasks_with_classes(tmp_path):
     loaded = MaskedVideoPipeline.from_pretrained(model)
     assert loaded.text_encoder.class_names == SHAPE_CLASSES
     assert loaded.transformer.config.tasks == 10
+    assert loaded.transformer.knows_partial
     loaded.set_progress_bar_config(disable=True)
     assert loaded(class_label=5, task="class_generation", output_type="pt").frames.isfinite().all()
+
+
+def test_a_network_says_whether_it_was_trained_on_tasks_and_does_not_forget():
+    pipeline = class_pipeline()
+    for tasks, knows in (((), False), (("central_inpainting",), True), ((), True)):
+        GeneratorStep(pipeline, drop_text=0.0, known_frames=0.1, tasks=tasks)
+        assert pipeline.transformer.knows_partial == knows
 
 
 def test_each_sample_draws_its_own_task_and_gets_its_mask():

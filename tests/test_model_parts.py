@@ -158,6 +158,15 @@ def test_an_action_is_told_to_the_tokens_of_its_frame(spec, frame, row):
     assert changed.sum() == 4
 
 
+def test_actions_need_parts_that_count_time_alike():
+    grid, lone = SPECS["grid of ids"].parts[0], LONE_FIRST.parts[0]
+    with pytest.raises(ValueError, match="actions need parts of one stride in time"):
+        acting(LatentSpec((grid, lone), causal=False, streamable=False))
+    still = LatentPart("still", "hw", (4, 4), 3, (32,))
+    network = acting(LatentSpec((still, lone), causal=False, streamable=False))
+    assert (network.action_embedding.stride, network.action_embedding.first_alone) == (2, True)
+
+
 def test_what_actions_do_is_learned():
     network = acting(SPECS["grid of ids"])
     actions = noise(8, 4, 3).sign()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, OPTIONS, PAIRS, clip, pipeline
+from tiny_models import FAMILIES, OPTIONS, PAIRS, SIZE, SPECS, clip, pipeline
 from torch import Tensor
 
 from vidgen.conditioning import Condition, TokenState
@@ -488,6 +488,15 @@ def test_ids_beyond_the_codebook_are_refused():
         latents_of(pipeline("masked"), latents=torch.full((1, 8, 1), 200))
 
 
+def test_given_ids_are_held_against_the_codebooks_of_their_own_part(monkeypatch):
+    pipe = pipeline("masked")
+    monkeypatch.setattr(type(pipe.video_tokenizer), "spec", SPECS["two parts of ids"])  # 4 of 32 codes, then 2 of 8
+    ids = torch.tensor([31, 31, 31, 31, 7, 7]).view(1, 6, 1)
+    assert torch.equal(pipe.given_tokens(ids, SIZE), ids)
+    with pytest.raises(ValueError, match=r"ids up to 8 of part 'motion', whose codebooks have \(8,\) codes"):
+        pipe.given_tokens(ids + (ids == 7), SIZE)
+
+
 def test_a_transformer_refuses_the_tokens_of_another_tokenizer():
     fsq, kl = pipeline("masked", "fsq"), pipeline("masked", "kl")
     with pytest.raises(ValueError, match="use the tokenizer that it was trained with"):
@@ -511,8 +520,10 @@ def test_a_pipeline_without_its_text_encoder_takes_embeddings_only(family):
     assert torch.equal(sample(pipe, prompt=None, prompt_embeds=embeds, prompt_attention_mask=mask), expected)
 
 
-def test_known_pixels_that_cover_part_of_a_token_leave_it_to_the_generator():
+@pytest.mark.parametrize(("trained", "state"), [(False, TokenState.UNKNOWN), (True, TokenState.PARTIAL)])
+def test_known_pixels_that_cover_part_of_a_token_count_where_training_has_shown_such_tokens(trained, state):
     pipe = pipeline("masked")
+    pipe.transformer.register_to_config(_knows_partial=trained)
     known = pipe.prepare_known(clip(frames=3), None, (5, 16, 16), 1)
     condition = pipe.build_condition(torch.zeros(1, 0, 16), torch.zeros(1, 0, dtype=torch.bool), known)
-    assert condition.token_state.tolist() == [[TokenState.KNOWN] * 4 + [TokenState.PARTIAL] * 4]
+    assert condition.token_state.tolist() == [[TokenState.KNOWN] * 4 + [state] * 4]

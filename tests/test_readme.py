@@ -32,6 +32,12 @@ def test_the_first_screen_holds_the_two_commands():
     assert any(line.startswith("make test") for line in first_screen)
 
 
+def test_the_environment_is_entered_before_the_first_command_that_lives_in_it():
+    lines = README.splitlines()
+    entered = next(number for number, line in enumerate(lines) if line.startswith("source .venv/bin/activate"))
+    assert entered < next(number for number, line in enumerate(lines) if line.startswith(("vidgen ", "```python")))
+
+
 def test_every_file_that_the_readme_links_to_exists(repository):
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links

@@ -34,6 +34,7 @@ OPTIONS = frozenset(  # those of diffusers, and the components of a pipeline
     + ("offload_state_dict", "subfolder", "quantization_config", "disable_mmap")
     + ("video_tokenizer", "text_encoder", "transformer", "scheduler")
 )
+OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # say how files get here
 DIFFUSERS = "diffusers:"  # before the folder or hub id of a public autoencoder
 
 
@@ -111,7 +112,8 @@ def load_autoencoder(name_or_dir: str, **kwargs: Any) -> DiffusersAutoencoderTok
     """A video autoencoder of diffusers as a tokenizer."""
     folder = Path(name_or_dir)
     if not folder.exists():
-        folder = hub_folder(name_or_dir, allow_patterns=["config.json", "diffusion_pytorch_model*", "vae/*"])
+        patterns = ["config.json", "diffusion_pytorch_model*", "vae/*"]
+        folder = hub_folder(name_or_dir, kwargs, allow_patterns=patterns)
     folder = autoencoder_folder(folder)
     model: Any = autoencoder_class(str(read_json(folder / "config.json").get("_class_name")))
     check_weights(folder, model)
@@ -130,9 +132,10 @@ def load_cascade(folder: Path, **kwargs: Any) -> Cascade:
 
 
 def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
-    precision = {name: kwargs[name] for name in ("dtype", "torch_dtype") if name in kwargs}
+    passed_on = {name: kwargs[name] for name in ("dtype", "torch_dtype", *OF_HUB) if name in kwargs}
+    passed_on.pop("revision", None)  # of this model, not of another
     described = shared_components(folder)
-    shared = {name: load(model, **precision) for name, model in described.items() if name not in kwargs}
+    shared = {name: load(model, **passed_on) for name, model in described.items() if name not in kwargs}
     model = class_named(folder / "model_index.json", PIPELINES)
     own = {name: kind for name, kind in models_of_pipeline(folder).items() if name not in shared | kwargs}
     for name, kind in own.items():
@@ -211,16 +214,17 @@ def shared_components(folder: Path) -> dict[str, str]:
 
 
 def load_from_hub(name: str, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
-    return load_folder(hub_folder(name), **kwargs)
+    return load_folder(hub_folder(name, kwargs), **kwargs)
 
 
-def hub_folder(name: str, *, allow_patterns: list[str] | None = None) -> Path:
-    """Where the files of the hub's model `name` lie once they are here."""
+def hub_folder(name: str, options: dict[str, Any], *, allow_patterns: list[str] | None = None) -> Path:
+    """Where the files of the hub's model `name` lie once they are here; those `OF_HUB` of the options of `load` act."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=allow_patterns))
+        of_hub = {option: options[option] for option in OF_HUB if option in options}
+        return Path(snapshot_download(name, allow_patterns=allow_patterns, **of_hub))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

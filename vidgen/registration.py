@@ -38,16 +38,15 @@ class _WhenDiffusersIsImported(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname != "diffusers":
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenAddNames(spec.loader)
+            spec.loader = _ThenAddNames(spec.loader, self)
         return spec
 
 
 class _ThenAddNames(Loader):
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, finder: _WhenDiffusersIsImported) -> None:
+        self.loader, self.finder = loader, finder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -57,4 +56,6 @@ class _ThenAddNames(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
+        if self.finder in sys.meta_path:  # until diffusers is there: many only look for it before
+            sys.meta_path.remove(self.finder)
         _add_names(sys.modules["diffusers"])  # diffusers puts a lazy module in its own place

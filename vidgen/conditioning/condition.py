@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vidgen.latents import Latents
 
+OPEN_END = torch.iinfo(torch.long).max  # in `Condition.frames`: up to the last token, which may lie beyond the video
+
 
 class TokenState(IntEnum):
     """How much of a token's pixels is known (COMMIT, MAGVIT, arXiv 2212.05199, section 3.2)."""

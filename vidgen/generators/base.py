@@ -1,6 +1,7 @@
 """The interface of every generator: latents and a condition in, losses out; sampling is the pipelines' loop."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from vidgen.conditioning import Condition
+from vidgen.conditioning import Condition, TokenState
+from vidgen.conditioning.condition import OPEN_END
 from vidgen.generators.control import ControlBranch, ReferenceEmbedding
 from vidgen.latents import LatentPart, Latents, LatentSpec
 from vidgen.nn.random import Generators
@@ -38,6 +40,11 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
                 f"this generator was built for tokens {self.spec}, but the tokenizer makes {spec}; they differ in "
                 f"{differences(self.spec, spec)}; use the tokenizer that it was trained with"
             )
+
+    @property
+    def knows_partial(self) -> bool:
+        """Whether training has shown it tokens whose pixels are known in part, as its config says."""
+        return self.config.get("_knows_partial", False)  # private: of the weights, no argument of a constructor
 
     def condition_inputs(self, condition: Condition, coordinates: Tensor) -> dict[str, Any]:
         """The condition as the keyword arguments that every generator's `forward` takes."""
@@ -93,7 +100,7 @@ def with_states(condition: Condition, states: Tensor, frames: Tensor | None) -> 
     states = states.expand(len(condition.states), -1, -1)
     ranges = None
     if condition.frames is not None or frames is not None:
-        always = torch.tensor([0, torch.iinfo(torch.long).max], device=states.device)
+        always = torch.tensor([0, OPEN_END], device=states.device)
         given, added = (
             always.expand(*some.shape[:2], 2) if its is None else its.expand(*some.shape[:2], 2)
             for some, its in ((condition.states, condition.frames), (states, frames))
@@ -101,6 +108,14 @@ def with_states(condition: Condition, states: Tensor, frames: Tensor | None) -> 
         ranges = torch.cat([given, added], dim=1)
     mask = torch.cat([condition.mask, condition.mask.new_ones(states.shape[:2])], dim=1)
     return replace(condition, states=torch.cat([condition.states, states], dim=1), mask=mask, frames=ranges)
+
+
+def seen(target: Tensor, condition: Condition) -> Tensor:
+    """The tokens of a clip, `b n q` or `b n c`, with those of the condition video where they are known."""
+    if condition.known is None or condition.token_state is None:
+        return target
+    given = condition.known.tokens if condition.known.ids is None else condition.known.ids
+    return torch.where((condition.token_state == TokenState.KNOWN).unsqueeze(-1), given.to(target.dtype), target)
 
 
 def differences(own: LatentSpec, other: LatentSpec) -> str:
@@ -119,13 +134,13 @@ def differences(own: LatentSpec, other: LatentSpec) -> str:
     )
 
 
-def rarity_weights(ids: Tensor, strength: float) -> Tensor:
-    """`b n q -> b n`, mean 1 in each sample: (how often the id occurs in its own sample) ** -strength.
+def rarity_weights(ids: Tensor, parts: Sequence[slice], strength: float) -> Tensor:
+    """`b n q -> b n`, mean 1 in each sample: (how often the id occurs in its own part and sample) ** -strength.
 
     Most tokens of a video repeat a still background; without weights they drown the few that carry the content.
     """
-    same = (ids[:, :, None] == ids[:, None]).all(dim=-1)
-    weights = same.sum(dim=-1).float() ** -strength
+    same = [(ids[:, part, None] == ids[:, None, part]).all(dim=-1) for part in parts]
+    weights = torch.cat([one.sum(dim=-1) for one in same], dim=1).float() ** -strength
     return weights / weights.mean(dim=1, keepdim=True)
 
 
@@ -142,6 +157,8 @@ def distance_weights(tokens: Tensor, strength: float) -> Tensor:
 
 def token_weights(latents: Latents, strength: float) -> Tensor:
     """Loss weight of each token, `b n`, mean 1 in each sample; strength 0 = all equal."""
+    if strength == 0:
+        return torch.ones(latents.tokens.shape[:2], device=latents.tokens.device)
     if latents.ids is None:
         return distance_weights(latents.tokens.float(), strength)
-    return rarity_weights(latents.ids, strength)
+    return rarity_weights(latents.ids, latents.spec.slices(latents.size, start=latents.start), strength)

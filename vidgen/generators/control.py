@@ -65,8 +65,14 @@ class ActionEmbedding(nn.Module):
 
     def __init__(self, spec: LatentSpec, channels: int, text_width: int) -> None:
         super().__init__()
-        self.stride, self.text_width = spec.unit[0], text_width
-        self.first_alone = spec.parts[0].first_frame_alone
+        in_time = {(part.stride[0], part.first_frame_alone) for part in spec.parts if part.axes.startswith("t")}
+        if len(in_time) > 1:
+            raise ValueError(
+                f"actions need parts of one stride in time, got (stride, first frame alone) {sorted(in_time)}; leave "
+                "action_channels 0"
+            )
+        self.stride, self.first_alone = next(iter(in_time), (1, False))
+        self.text_width = text_width
         self.project = nn.Linear(channels, text_width)
 
     def forward(self, actions: Tensor) -> tuple[Tensor, Tensor]:

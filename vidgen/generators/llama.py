@@ -86,6 +86,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         previous: Tensor | None,
         coordinates: Tensor,
         groups: Tensor,
+        ordinals: Tensor,
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
         known_tokens: Tensor | None = None,
@@ -100,6 +101,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
                 k < m (`None` for k = 0) at the start of the sequence, and there alone.
             coordinates: `m 5`, places of the tokens to predict.
             groups: `m` long, the group of each position.
+            ordinals: `m` long, the number of the token to predict in the order of the spec, over all its parts.
             encoder_hidden_states, encoder_attention_mask: states `b l d` and bool `b l`; read at the start only.
             known_tokens, token_state: encoded condition video `b m c` and its states `b m`, at the same positions.
             control: features `b m d` of the control branch at the same positions.
@@ -115,7 +117,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
             x = x + self.known_embedding(known_tokens, token_state)
         if control is not None:
             x = x + control
-        groups, turns = groups.expand(batch, -1), self.turns(coordinates)
+        groups, turns = groups.expand(batch, -1), self.turns(coordinates, ordinals)
         if missing > 0:
             states, said = self.prefix(encoder_hidden_states, encoder_attention_mask)
             x = torch.cat([states, x], dim=1)
@@ -136,10 +138,10 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
             )
         return self.text_projection(states, mask)
 
-    def turns(self, coordinates: Tensor) -> Rotary:
+    def turns(self, coordinates: Tensor, ordinals: Tensor) -> Rotary:
         channels = self.config.width // self.heads
         if self.rotary_axes == 1:
-            return line_rotary(coordinates[:, 1], channels)
+            return line_rotary(ordinals, channels)
         return rotary(positions(coordinates, self.spec.unit), channels)
 
     def prefix_turns(self, states: Tensor) -> Rotary:
@@ -154,7 +156,8 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         return token_order(coordinates, self.group)
 
     def sequence_inputs(self, condition: Condition, coordinates: Tensor, order: TokenOrder) -> dict[str, Any]:
-        return {**super().sequence_inputs(condition, coordinates, order), "groups": order.groups}
+        inputs = super().sequence_inputs(condition, coordinates, order)
+        return {**inputs, "groups": order.groups, "ordinals": order.tokens}
 
     def empty_caches(self, batch: int, length: int, *, states: int = 0) -> StaticCache:
         return StaticCache.empty(

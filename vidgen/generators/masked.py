@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.conditioning import NO_TASK, Condition, TokenState
-from vidgen.generators.base import Generator, token_weights, with_states
+from vidgen.generators.base import Generator, seen, token_weights, with_states
 from vidgen.generators.control import ActionEmbedding
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.head_choice import chosen_head
@@ -301,11 +301,3 @@ class TaskEmbedding(nn.Module):
         told = self.states(task - NO_TASK).unsqueeze(1).to(states.dtype)
         always = torch.ones(*mask.shape[:-1], 1, dtype=torch.bool, device=mask.device)
         return torch.cat([told, states], dim=1), torch.cat([always, mask], dim=-1)
-
-
-def seen(target: Tensor, condition: Condition) -> Tensor:
-    """The tokens of a clip, `b n q` or `b n c`, with those of the condition video where they are known."""
-    if condition.known is None or condition.token_state is None:
-        return target
-    given = condition.known.tokens if condition.known.ids is None else condition.known.ids
-    return torch.where((condition.token_state == TokenState.KNOWN).unsqueeze(-1), given.to(target.dtype), target)

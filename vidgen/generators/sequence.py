@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, token_weights
+from vidgen.generators.base import Generator, seen, token_weights
 from vidgen.generators.heads import Head
 from vidgen.generators.token_order import TokenOrder, token_order
 from vidgen.latents import Latents
 from vidgen.nn.random import Generators
 
 PER_SAMPLE = ("known_tokens", "token_state", "control")
-PER_TOKEN = ("coordinates", "groups", *PER_SAMPLE)
+OF_ALL_SAMPLES = ("coordinates", "groups", "ordinals")
+PER_TOKEN = (*OF_ALL_SAMPLES, *PER_SAMPLE)
 
 
 class AutoregressiveGenerator(Generator):
@@ -42,12 +43,13 @@ class AutoregressiveGenerator(Generator):
         return {name: reordered(name, value, order.tokens) for name, value in inputs.items()}
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
+        """Known tokens are fed as the condition has them, as in sampling, and have no part in the loss."""
         self.check_spec(latents.spec)
         target = latents.tokens if latents.ids is None else latents.ids
         coordinates = latents.spec.coordinates(latents.size).to(target.device)
         order = self.order(coordinates)
-        target = target[:, order.tokens]
-        hidden = self(target[:, order.fed], **self.sequence_inputs(condition, coordinates, order))
+        before, target = seen(target, condition)[:, order.tokens], target[:, order.tokens]
+        hidden = self(before[:, order.fed], **self.sequence_inputs(condition, coordinates, order))
         weights = token_weights(latents, self.config.token_weight)
         if condition.token_state is not None:
             weights = weights * (condition.token_state != TokenState.KNOWN)
@@ -60,7 +62,7 @@ def reordered(name: str, value: Any, tokens: Tensor | slice) -> Any:
     """An input of `forward` at some tokens only, if it has any for each token."""
     if value is None or not (name in PER_TOKEN or (name == "encoder_attention_mask" and value.ndim == 3)):
         return value
-    return value[tokens] if name in ("coordinates", "groups") else value[:, tokens]
+    return value[tokens] if name in OF_ALL_SAMPLES else value[:, tokens]
 
 
 def at_positions(inputs: dict[str, Any], positions: slice) -> dict[str, Any]:

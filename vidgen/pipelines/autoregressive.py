@@ -10,9 +10,11 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators.sequence import AutoregressiveGenerator, at_positions, stacked, with_negatives
+from vidgen.latents import VideoSize
 from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, first_tokens
 from vidgen.pipelines.given import VideoInput
+from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import frame_ranges
@@ -158,8 +160,12 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         generators = self.prepare_generators(generator, batch)
         known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
-        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition.frames = frame_ranges(prompt, prompt_embeds)
         condition = self.steer(condition, control_video, reference_images, size)
+        if strength is not None and video is not None:
+            clean = self.encode_whole(video, size, batch)
+            latents = first_tokens(clean.tokens if clean.ids is None else clean.ids, strength)
+        bring_onto_device(self.transformer)
         prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         order = self.transformer.order(coordinates)
@@ -174,10 +180,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             top_p=top_p,
             flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
         )
-        if strength is not None and video is not None:
-            clean = self.encode_whole(video, size, batch)
-            latents = first_tokens(clean.tokens if clean.ids is None else clean.ids, strength)
-        given, unknown = self.prepare_latents(latents, condition, self.unknown_tokens(condition, batch, size))
+        unknown = self.unknown_tokens(condition, batch, size)
+        given, unknown = self.prepare_latents(latents, condition, unknown, size)
         given, unknown = given[:, order.tokens], unknown[:, order.tokens]
         limits = self.transformer.limits(inputs["coordinates"])
         self.scheduler.set_timesteps(len(order.sizes), device=device, sizes=order.sizes)
@@ -220,7 +224,9 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare_latents(
+        self, latents: Tensor | None, condition: Condition, unknown: Tensor, size: VideoSize
+    ) -> tuple[Tensor, Tensor]:
         """Tokens that are given, at all positions, and `b n` bool where they are not."""
         spec, (batch, count) = self.video_tokenizer.spec, unknown.shape
         if spec.discrete:
@@ -232,7 +238,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             given = known.to(given.dtype)
         if latents is None:
             return given, unknown
-        latents = self.given_tokens(latents)
+        latents = self.given_tokens(latents, size)
         first = latents.shape[1]
         if latents.shape[0] != batch or first > count or (latents.dtype == torch.long and (latents < 0).any()):
             raise ValueError(f"latents must be `{batch} m …` with m ≤ {count} and ids ≥ 0, got {tuple(latents.shape)}")

@@ -176,16 +176,22 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
             return torch.ones(shape, dtype=torch.bool, device=self._execution_device)
         return condition.token_state != TokenState.KNOWN
 
-    def given_tokens(self, latents: Tensor) -> Tensor:
-        """Tokens that a caller gives, on the right device, in the right type; ValueError if they cannot be tokens."""
+    def given_tokens(self, latents: Tensor, size: VideoSize) -> Tensor:
+        """First tokens of a video of `size` as a caller gives them, on the right device, in the right type; ValueError
+        if they cannot be tokens.
+        """
         spec = self.video_tokenizer.spec
         last = spec.num_codebooks if spec.discrete else spec.channels
         if latents.ndim != 3 or latents.shape[2] != last or latents.is_floating_point() == spec.discrete:
             kind = "ids" if spec.discrete else "reals"
             raise ValueError(f"latents must be {kind} `b n {last}`, got {latents.dtype} {tuple(latents.shape)}")
-        largest = [max(sizes) for sizes in zip(*(part.codebooks for part in spec.parts), strict=True)]
-        if spec.discrete and (latents.cpu() >= torch.tensor(largest)).any():
-            raise ValueError(f"latents hold ids up to {int(latents.max())}; the codebooks have {largest} codes")
+        for part, place in zip(spec.parts, spec.slices(size), strict=True):
+            given = latents[:, place]
+            if spec.discrete and (given.cpu() >= torch.tensor(part.codebooks)).any():
+                raise ValueError(
+                    f"latents hold ids up to {int(given.max())} of part {part.name!r}, whose codebooks have "
+                    f"{part.codebooks} codes; give smaller ones"
+                )
         dtype = torch.long if spec.discrete else self.transformer.dtype
         return latents.to(self._execution_device, dtype)
 

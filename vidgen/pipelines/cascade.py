@@ -66,8 +66,9 @@ class Cascade:
     @torch.no_grad()
     def stream(
         self,
-        prompt: Prompt = "",
+        prompt: Prompt | None = None,
         *,
+        class_label: int | list[int] | None = None,
         video: VideoInput | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         **arguments: Any,
@@ -75,13 +76,23 @@ class Cascade:
         """Chunks `b 3 t h w` in [-1, 1] of the result, in order; in constant memory where windows and tiles are.
 
         Args:
-            prompt: what to show, for all pipelines; the entries of a timeline count frames of the base's video.
+            prompt: what to show, for all pipelines, by default no text; the entries of a timeline count frames of the
+                base's video.
+            class_label: number of the class in place of a prompt, one or many.
             video: a video to refine in place of the base's, as in a pipeline's call.
             generator: one for all videos or one for each; a video's noise does not depend on the others of the call.
             arguments: of the base's call (`num_frames`, `guidance_scale`…). More frames than the base was trained on
                 are made window by window, as by `extend_stream`.
         """
         first = self.pipelines[0]
+        if "num_videos_per_prompt" in arguments:
+            raise ValueError(
+                "a cascade takes no num_videos_per_prompt: it makes one video for each prompt; give a prompt as often "
+                "as it shall have videos"
+            )
+        if class_label is not None:
+            prompt = first.class_prompt(class_label, prompt)
+        prompt = "" if prompt is None else prompt
         given = None if video is None else first.video_tensor(video)
         if given is None and self.base is None:
             raise ValueError("this cascade has no base pipeline: give the video that it is to refine")
@@ -113,7 +124,9 @@ class Cascade:
             for chunk in pipe.decode_stream(latents):
                 yield chunk.float().clamp(-1, 1)
 
-    def __call__(self, prompt: Prompt = "", *, output_type: str = "pil", **arguments: Any) -> VideoPipelineOutput:
+    def __call__(
+        self, prompt: Prompt | None = None, *, output_type: str = "pil", **arguments: Any
+    ) -> VideoPipelineOutput:
         """The whole video of `stream`, in the form of `output_type` ("pil", "np" or "pt")."""
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be one of pil, np, pt for a cascade, got {output_type!r}")

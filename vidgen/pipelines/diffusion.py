@@ -20,6 +20,7 @@ from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength
 from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.inversion import FlowInversion
+from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import frame_ranges
@@ -180,7 +181,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         generators = self.prepare_generators(generator, batch)
         known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
-        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition.frames = frame_ranges(prompt, prompt_embeds)
         condition = self.steer(condition, control_video, reference_images, size)
         prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
@@ -200,6 +201,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             branch: None if token_reduction is None else ReductionRun(token_reduction)
             for branch in guidance.all_branches
         }
+        bring_onto_device(self.transformer)
         everything = self.transformer.condition_inputs(condition, coordinates)
         masks = (prompt_mask, negative_mask)
         made: list[Tensor] = []
@@ -233,7 +235,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                                 cache=caches[branch],
                                 reduction=None if run is None else run.at(i, level),
                             )
-                    prediction = guidance.combine(predictions, level, i)
+                    prediction = guidance.combine(predictions, level, i, made=left_to_make(inputs))
                     if "nothing" in guidance.all_branches:  # that branch sees known tokens as noisy as all others
                         prediction = self.towards_known(prediction, noise[:, chunk], inputs, t)
                     sample = denoising.step(self.scheduler, prediction, t, sample, generators=generators)
@@ -324,6 +326,11 @@ def part_of(inputs: dict[str, Any], tokens: slice) -> dict[str, Any]:
     if part["encoder_attention_mask"].ndim == 3:
         part["encoder_attention_mask"] = part["encoder_attention_mask"][:, tokens]
     return part
+
+
+def left_to_make(inputs: dict[str, Any]) -> Tensor | None:
+    """`b n` bool: the tokens that are not known; `None` = all."""
+    return None if inputs["token_state"] is None else inputs["token_state"] != TokenState.KNOWN
 
 
 def is_known(inputs: dict[str, Any]) -> bool:

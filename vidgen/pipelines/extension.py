@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from vidgen.pipelines.output import VideoPipelineOutput
+from vidgen.pipelines.prompting import count_prompts
 from vidgen.pipelines.timeline import check_timeline, excerpt, is_timeline
+
+TIME_AXIS = {"control_video": 2, "actions": 1}  # of arguments that say something of each frame
 
 
 def windows(num_frames: int, *, window: int, overlap: int, given: int = 0) -> list[tuple[int, int]]:
@@ -46,8 +49,9 @@ class LongVideo:
             prompt: as in a call; the entries of a timeline count frames of the whole video.
             window_frames: frames made at once; by default those that the model was trained on.
             overlap_frames: frames that a window shares with the one before; by default a third of it.
-            video: first frames, any number; they come back unchanged.
-            arguments: of the call, for each window.
+            video: first frames, any number; they come back unchanged. One video for all prompts, or one for each.
+            arguments: of the call, for each window; `control_video` and `actions` are those of the whole video, of
+                which each window gets its own.
         """
         pipe: Any = self
         window = pipe.default("num_frames", window_frames, 17)
@@ -62,6 +66,17 @@ class LongVideo:
         if is_timeline(prompt):
             check_timeline(prompt, num_frames)
         recent = None if video is None else pipe.video_tensor(video)
+        if recent is not None:
+            recent = one_each(recent, videos_of(prompt, arguments))
+        follows = {name: arguments.pop(name) for name in TIME_AXIS if arguments.get(name) is not None}
+        if "control_video" in follows:
+            follows["control_video"] = pipe.video_tensor(follows["control_video"])
+        for name, followed in follows.items():
+            if followed.shape[TIME_AXIS[name]] != num_frames:
+                raise ValueError(
+                    f"{name} of the whole video must have {num_frames} frames, got {followed.shape[TIME_AXIS[name]]}; "
+                    "each window takes its own of them"
+                )
         given = made = 0 if recent is None else recent.shape[2]
         if made >= num_frames:
             raise ValueError(
@@ -78,12 +93,12 @@ class LongVideo:
                 num_frames=end - first,
                 video=known,
                 output_type="latent",
+                **{name: followed.narrow(TIME_AXIS[name], first, end - first) for name, followed in follows.items()},
                 **arguments,
             ).frames
             fresh = torch.cat([chunk.float() for chunk in pipe.decode_stream(latents)], dim=2).clamp(-1, 1)
             if known is not None:
-                known = known.to(fresh.device).expand(len(fresh), -1, -1, -1, -1)
-                fresh = faded(known, fresh, kept=max(0, given - first))
+                fresh = faded(known.to(fresh.device), fresh, kept=max(0, given - first))
             recent, made = fresh, end
             following = spans[index + 1][0] if index + 1 < len(spans) else end
             yield fresh[:, :, shown - first : following - first]
@@ -96,6 +111,20 @@ class LongVideo:
         pipe: Any = self
         video = torch.cat([chunk.cpu() for chunk in self.extend_stream(prompt, **arguments)], dim=2)
         return VideoPipelineOutput(frames=pipe.video_processor.postprocess_video(video, output_type=output_type))
+
+
+def videos_of(prompt: Any, arguments: dict[str, Any]) -> int:
+    """How many videos a call with this prompt and these arguments makes."""
+    labels = arguments.get("class_label")
+    prompts = count_prompts(prompt, arguments.get("prompt_embeds")) if not isinstance(labels, list) else len(labels)
+    return prompts * arguments.get("num_videos_per_prompt", 1)
+
+
+def one_each(videos: Tensor, count: int) -> Tensor:
+    """Videos `b 3 t h w` for each of `count` to make: those of a prompt side by side, as in a call."""
+    if count % len(videos):
+        raise ValueError(f"{len(videos)} videos to extend do not fit {count} videos to make; give one or one each")
+    return videos.repeat_interleave(count // len(videos), 0)
 
 
 def faded(before: Tensor, after: Tensor, *, kept: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from vidgen.conditioning import Condition, known_from_video
+from vidgen.conditioning import Condition, TokenState, known_from_video
 from vidgen.conditioning.known import check_polarity
 from vidgen.latents import Latents, VideoSize
 from vidgen.pipelines.offload import bring_onto_device
@@ -119,21 +119,29 @@ class GivenVideo:
         pixels, where = known
         bring_onto_device(self.video_tokenizer)
         latents, token_state = known_from_video(self.video_tokenizer, pixels, where)
+        if not self.transformer.knows_partial:  # its weights for them are as they were drawn
+            token_state = token_state.masked_fill(token_state == TokenState.PARTIAL, int(TokenState.UNKNOWN))
         return Condition(states, mask, known=latents.to(self.transformer.dtype), token_state=token_state)
 
     def steer(
         self, condition: Condition, control: VideoInput | None, references: VideoInput | None, size: VideoSize
     ) -> Condition:
-        """The condition with a control video and reference images (`r 3 h w`, or such frames), which serve all."""
+        """The condition with a control video and reference images (`r 3 h w`, `3 h w`, or frames), which serve all."""
         if control is not None:
             condition = replace(condition, control=self.encode_whole(control, size, len(condition.states)))
         if references is not None:
-            images = references.unsqueeze(2) if isinstance(references, Tensor) else self.image_clips(references)
+            images = self.image_clips(references)
             bring_onto_device(self.video_tokenizer)
             pixels = self.video_tensor(images).to(self._execution_device, self.video_tokenizer.dtype)
-            condition = self.transformer.with_references(condition, self.video_tokenizer.encode(pixels))
+            encoded = self.video_tokenizer.encode(pixels)
+            bring_onto_device(self.transformer)
+            condition = self.transformer.with_references(condition, encoded)
         return condition
 
     def image_clips(self, images: Any) -> Tensor:
-        """PIL or NumPy images as videos of one frame, `r 3 1 h w`."""
+        """Images `r 3 h w` or `3 h w`, or as PIL or NumPy, as videos of one frame, `r 3 1 h w`."""
+        if isinstance(images, Tensor):
+            if images.ndim not in (3, 4):
+                raise ValueError(f"reference images must be `r 3 h w` or `3 h w`, got {tuple(images.shape)}")
+            return (images if images.ndim == 4 else images.unsqueeze(0)).unsqueeze(2)
         return self.video_processor.preprocess_video(images)[0].transpose(0, 1).unsqueeze(2)

@@ -7,6 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from vidgen.pipelines.offload import bring_onto_device
+from vidgen.pipelines.timeline import check_timeline, frame_ranges, is_timeline
 from vidgen.schedulers import denoising
 
 
@@ -28,7 +30,7 @@ class FlowInversion:
 
         Args:
             video: `3 t h w` or `b 3 t h w` in [-1, 1], or PIL or NumPy frames.
-            prompt: what the video shows.
+            prompt: what the video shows; or a timeline, as in a call.
             num_inference_steps: Euler steps, as in the call that comes after.
             iterations: fixed-point iterations for each step: the velocity that led here is that at the point before,
                 which is what is sought (Pan et al. 2023, arXiv 2309.04907).
@@ -47,12 +49,16 @@ class FlowInversion:
         if len(states) not in (1, len(pixels)):
             raise ValueError(f"{len(pixels)} videos need as many prompts or one, got {len(states)}")
         size = (pixels.shape[2], pixels.shape[3], pixels.shape[4])
+        if is_timeline(prompt):
+            check_timeline(prompt, size[0])
         condition = pipe.build_condition(states.expand(len(pixels), -1, -1), mask.expand(len(pixels), -1), known=None)
+        condition.frames = frame_ranges(prompt, condition.states)
         coordinates = pipe.video_tokenizer.spec.coordinates(size).to(states.device)
         inputs = pipe.transformer.condition_inputs(condition, coordinates)
         shift = pipe.resolution_shift(len(coordinates))
         denoising.start(pipe.scheduler, num_inference_steps, shift=shift, device=states.device)
         levels = torch.as_tensor(pipe.scheduler.sigmas)
+        bring_onto_device(pipe.video_tokenizer)
         sample = pipe.video_tokenizer.encode(pixels.to(states.device)).tokens.to(pipe.transformer.dtype)
         for after, before in pairwise(levels.flip(0).tolist()):
             found = sample

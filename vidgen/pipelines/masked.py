@@ -15,6 +15,7 @@ from vidgen.latents import VideoSize
 from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, remasked
 from vidgen.pipelines.given import VideoInput
+from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import frame_ranges
@@ -170,8 +171,9 @@ class MaskedVideoPipeline(VideoPipeline):
         known = self.prepare_known(pixels, mask, size, batch, of_task=mask is not given)
         condition: Condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
-        condition.frames = frame_ranges(prompt, prompt_embeds, size[0])
+        condition.frames = frame_ranges(prompt, prompt_embeds)
         condition = self.steer(condition, control_video, reference_images, size)
+        bring_onto_device(self.transformer)
         if actions is not None:
             if actions.shape[:-1] != (batch, size[0]):
                 raise ValueError(f"actions must be `{batch} {size[0]} a`, got {tuple(actions.shape)}")
@@ -184,7 +186,7 @@ class MaskedVideoPipeline(VideoPipeline):
         if strength is not None and video is not None:
             clean = self.encode_whole(video, size, batch)
             latents = remasked(clean.tokens if clean.ids is None else clean.ids, strength, generators)
-        sample = self.prepare_latents(latents, condition, unknown)
+        sample = self.prepare_latents(latents, condition, unknown, size)
         unknown = masked = undecided(sample)
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p)
         self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
@@ -245,11 +247,11 @@ class MaskedVideoPipeline(VideoPipeline):
         frames = self.video_tensor(video).shape[2]
         return known_mask(task, size) if frames == size[0] else None
 
-    def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor) -> Tensor:
+    def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor, size: VideoSize) -> Tensor:
         """Tokens to start from: given ones, else undecided ones; known tokens are in place."""
         spec, (batch, count) = self.video_tokenizer.spec, unknown.shape
         if latents is not None:
-            latents = self.given_tokens(latents)
+            latents = self.given_tokens(latents, size)
         elif spec.discrete:
             latents = torch.full((batch, count, spec.num_codebooks), -1, device=unknown.device)
         else:

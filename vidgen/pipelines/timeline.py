@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidgen.conditioning import TextStates
+from vidgen.conditioning.condition import OPEN_END
 
 Timeline = list[tuple[int, str]]
 
@@ -35,12 +36,12 @@ def side_by_side(text: TextStates) -> TextStates:
     return TextStates(states, rearrange(text.mask, "p l -> 1 (p l)"))
 
 
-def frame_ranges(prompt: Any, states: Tensor, num_frames: int) -> Tensor | None:
+def frame_ranges(prompt: Any, states: Tensor) -> Tensor | None:
     """`Condition.frames` of the states `b l d` that `side_by_side` made of a timeline; `None` for other prompts."""
     if not is_timeline(prompt):
         return None
     firsts = [frame for frame, _ in prompt]
-    ranges = torch.tensor(list(zip(firsts, [*firsts[1:], num_frames], strict=True)), device=states.device)
+    ranges = torch.tensor(list(zip(firsts, [*firsts[1:], OPEN_END], strict=True)), device=states.device)
     states_each = states.shape[1] // len(prompt)
     return ranges.repeat_interleave(states_each, dim=0).expand(states.shape[0], -1, -1)
 

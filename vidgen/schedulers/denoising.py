@@ -26,14 +26,15 @@ def start(scheduler: Any, steps: int, *, shift: float, device: torch.device, fir
 
     Args:
         shift: of the noise levels of Euler steps, on top of the scheduler's own.
-        first: noise level to begin with, before it is shifted; of other samplers the last share of their steps.
+        first: noise level to begin with, before it is shifted; of other samplers the last share of their steps,
+            at least one.
     """
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         levels = shifted(torch.linspace(first, first / steps, steps), shift)
         scheduler.set_timesteps(sigmas=levels.tolist(), device=device)
         return torch.as_tensor(scheduler.timesteps)
     scheduler.set_timesteps(steps, device=device)
-    skipped = int((1 - first) * len(scheduler.timesteps))
+    skipped = min(round((1 - first) * len(scheduler.timesteps)), len(scheduler.timesteps) - 1)
     if skipped and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
     return scheduler.timesteps[skipped:]

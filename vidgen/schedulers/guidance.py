@@ -86,6 +86,8 @@ class Guidance:
             raise ValueError(f"zero_steps must be 0 or more, got {self.zero_steps}")
         if self.joint and self.known_scale is not None:
             raise ValueError("joint guidance drops text and known pixels together; give no known_scale with it")
+        if self.zero_star and self.known_scale is not None:
+            raise ValueError("zero_star scales one unguided branch, and known_scale makes two; give one of them")
 
     @property
     def highest(self) -> float:
@@ -115,8 +117,13 @@ class Guidance:
             return ("full",)
         return self.all_branches
 
-    def combine(self, predictions: Mapping[Branch, Tensor], level: float, step: int) -> Tensor:
-        """The guided prediction, `b n c`, of the branches that `branches` names."""
+    def combine(
+        self, predictions: Mapping[Branch, Tensor], level: float, step: int, *, made: Tensor | None = None
+    ) -> Tensor:
+        """The guided prediction, `b n c`, of the branches that `branches` names.
+
+        `rescale` and `zero_star` measure the tokens that are `made`, `b n` bool; all by default.
+        """
         full = predictions["full"]
         if step < self.zero_steps:
             return torch.zeros_like(full)
@@ -129,21 +136,31 @@ class Guidance:
         else:
             unguided = predictions["nothing" if self.joint else "known"]
             if self.zero_star:
-                unguided = unguided * best_fit(full, unguided)
+                unguided = unguided * best_fit(full, unguided, made)
             guided = unguided + scale * (full - unguided)
-        return rescaled(guided, full, self.rescale) if self.rescale else guided
+        return rescaled(guided, full, self.rescale, made) if self.rescale else guided
 
 
-def best_fit(full: Tensor, unguided: Tensor) -> Tensor:
-    """s of each sample that minimises |full - s · unguided|²: `b 1 1`."""
+def best_fit(full: Tensor, unguided: Tensor, made: Tensor | None = None) -> Tensor:
+    """s of each sample that minimises |full - s · unguided|² over the made tokens: `b 1 1`."""
     axes = (1, 2)
-    product = (full.float() * unguided.float()).sum(dim=axes, keepdim=True)
-    square = unguided.float().square().sum(dim=axes, keepdim=True)
+    counted = 1.0 if made is None else made.unsqueeze(-1)
+    product = (full.float() * unguided.float() * counted).sum(dim=axes, keepdim=True)
+    square = (unguided.float().square() * counted).sum(dim=axes, keepdim=True)
     return (product / (square + 1e-8)).to(full.dtype)
 
 
-def rescaled(guided: Tensor, full: Tensor, share: float) -> Tensor:
+def rescaled(guided: Tensor, full: Tensor, share: float, made: Tensor | None = None) -> Tensor:
     """`guided`, whose deviation in each sample grew with the scale, brought back to that of `full` by a share."""
-    axes = (1, 2)
-    factor = full.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True).clamp(min=1e-8)
+    factor = deviation(full, made) / deviation(guided, made).clamp(min=1e-8)
     return guided * (share * factor + (1 - share))
+
+
+def deviation(tokens: Tensor, made: Tensor | None) -> Tensor:
+    """Standard deviation of each sample over its made tokens: `b n c`, bool `b n` (`None` = all) -> `b 1 1`."""
+    axes = (1, 2)
+    if made is None:
+        return tokens.std(dim=axes, keepdim=True)
+    counted = made.unsqueeze(-1) / (made.sum(dim=1)[:, None, None] * tokens.shape[2]).clamp(min=1)
+    mean = (tokens.float() * counted).sum(dim=axes, keepdim=True)
+    return ((tokens.float() - mean).square() * counted).sum(dim=axes, keepdim=True).sqrt().to(tokens.dtype)
