@@ -13,7 +13,7 @@ from tiny_models import pipeline
 from vidgen.generators import DiffusionTransformer
 from vidgen.nn.random import seeded
 from vidgen.pipelines import DiffusionVideoPipeline
-from vidgen.pipelines.editing import remasked
+from vidgen.pipelines.editing import first_tokens, remasked
 
 
 @pytest.mark.parametrize("bottleneck", ["fsq", "kl"])
@@ -34,6 +34,13 @@ def test_remasking_takes_the_same_tokens_whatever_the_batch():
     both = remasked(tokens, 0.35, seeded([0, 1]))
     assert (both < 0).sum(dim=1).flatten().tolist() == [4, 4]
     assert torch.equal(both[1:], remasked(tokens[1:], 0.35, seeded([1])))
+
+
+@pytest.mark.parametrize(("strength", "made_anew"), [(0.9, 9), (0.7, 7), (0.35, 4), (0.01, 1), (1.0, 10)])
+def test_a_round_share_of_the_tokens_is_made_anew(strength: float, made_anew: int):
+    tokens = torch.arange(10).view(1, 10, 1)
+    assert first_tokens(tokens, strength).shape[1] == 10 - made_anew
+    assert (remasked(tokens, strength, seeded([0])) < 0).sum() == made_anew
 
 
 @each_pair

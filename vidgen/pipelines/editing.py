@@ -1,5 +1,6 @@
 """Video to video by `strength`: how much of a video's tokens is made anew (SDEdit's idea for every family)."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -20,13 +21,17 @@ def check_strength(strength: float | None, video: Any, latents: Tensor | None) -
 
 
 def remasked(tokens: Tensor, strength: float, generators: Generators) -> Tensor:
-    """`b n …` with ⌈strength · n⌉ tokens of each sample, drawn at random, undecided: -1 (ids) or NaN (reals)."""
-    count = -int(-strength * tokens.shape[1] // 1)
+    """`b n …` with `redone` tokens of each sample, drawn at random, undecided: -1 (ids) or NaN (reals)."""
     scores = rand(tokens.shape[:2], generators).to(tokens.device)
-    redone = scores.argsort(dim=1).argsort(dim=1) < count
-    return tokens.masked_fill(redone.unsqueeze(-1), float("nan") if tokens.is_floating_point() else -1)
+    undecided = scores.argsort(dim=1).argsort(dim=1) < redone(tokens.shape[1], strength)
+    return tokens.masked_fill(undecided.unsqueeze(-1), float("nan") if tokens.is_floating_point() else -1)
 
 
 def first_tokens(tokens: Tensor, strength: float) -> Tensor:
-    """The first 1 - strength of the tokens `b n …`, to go on from."""
-    return tokens[:, : int((1 - strength) * tokens.shape[1])]
+    """The tokens `b n …` without the last `redone`, to go on from."""
+    return tokens[:, : tokens.shape[1] - redone(tokens.shape[1], strength)]
+
+
+def redone(count: int, strength: float) -> int:
+    """How many of `count` tokens are made anew: ⌈strength · count⌉, whatever the last bits of the product say."""
+    return math.ceil(round(strength * count, 6))
