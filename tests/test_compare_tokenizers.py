@@ -12,6 +12,7 @@ import torch
 from recipe_module import recipe_module
 
 from vidgen.bottlenecks import BOTTLENECKS
+from vidgen.data.pieces import Cutting
 from vidgen.tokenizers import TOKENIZERS, GuidedDecoderTokenizer
 from vidgen.tokenizers.comparison import BESIDE_WAN, COMPARED, COMPARED_BOTTLENECKS
 from vidgen.tokenizers.diffusers_autoencoder import DiffusersAutoencoderTokenizer
@@ -175,8 +176,21 @@ def test_an_unknown_row_and_missing_clips_are_refused(run: Any, capsys: Any):
 def test_few_codes_in_use_are_called_a_collapse(recipe: Any):
     tokenizer = COMPARED["conv/vq"].tiny().build()
     total = {"codebook.grid.0.perplexity": 3.0, "codebook.grid.0.usage": 0.01, "tokens": 20_000}
-    assert "collapsed" in recipe.collapse(tokenizer, total)
-    assert recipe.collapse(tokenizer, {**total, "codebook.grid.0.perplexity": 700.0}) is None
+    assert "collapsed" in recipe.collapse(tokenizer, total, Cutting())
+    assert recipe.collapse(tokenizer, {**total, "codebook.grid.0.perplexity": 700.0}, Cutting()) is None
+
+
+def test_a_part_of_few_tokens_is_not_called_collapsed_for_using_as_few_codes(recipe: Any):
+    """The coarsest scale has 5 of the 425 tokens of a clip, and cannot use a thousand codes in 48 clips."""
+    tokenizer = COMPARED["scales/fsq"].build()
+    total: dict[str, float] = {"tokens": 48 * tokenizer.spec.num_tokens(CLIP)}
+    for number, perplexity in enumerate((15.0, 60.0, 90.0, 200.0)):
+        total |= {
+            f"codebook.scale_{number}.0.perplexity": perplexity,
+            f"codebook.scale_{number}.0.usage": 2 * perplexity / 1000,
+        }
+    assert recipe.collapse(tokenizer, total, Cutting()) is None
+    assert "collapsed" in recipe.collapse(tokenizer, {**total, "codebook.scale_3.0.perplexity": 9.0}, Cutting())
 
 
 @pytest.mark.slow

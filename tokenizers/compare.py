@@ -254,23 +254,24 @@ def scored(tokenizer: Tokenizer, row: Row, unseen: Any, settings: Settings) -> d
         "tokens": round(total["tokens"] / count),
         "parameters_million": round(total["parameters"] / 1e6, 3),
         "gflop": round(per_frame * settings.cutting.num_frames, 4),
-        "note": collapse(tokenizer, total) or "",
+        "note": collapse(tokenizer, total, settings.cutting) or "",
     }
     if isinstance(tokenizer, HolisticTokenizer) and tokenizer.tail_drop:
         found["prefix_psnr"] = prefix_curve(tokenizer, unseen, count)
     return found
 
 
-def collapse(tokenizer: Tokenizer, total: dict[str, Any]) -> str | None:
+def collapse(tokenizer: Tokenizer, total: dict[str, Any], cutting: Cutting) -> str | None:
     """What the training monitor would say of the codes that the scored clips use, of the worst codebook."""
-    found = []
+    found, size = [], (cutting.num_frames, cutting.height, cutting.width)
+    clips = total["tokens"] / tokenizer.spec.num_tokens(size)
     for part in tokenizer.spec.parts:
-        for number, size in enumerate(part.codebooks):
+        for number, codes in enumerate(part.codebooks):
             if part.name == "motion":  # vectors, not learned codes: still pictures use few
                 continue
             perplexity = total[f"codebook.{part.name}.{number}.perplexity"]
-            used = size * total[f"codebook.{part.name}.{number}.usage"]
-            possible = min(size, total["tokens"])
+            used = codes * total[f"codebook.{part.name}.{number}.usage"]
+            possible = min(codes, clips * part.num_tokens(size))
             found.append({"perplexity": perplexity, "codes_used": used, "codes_possible": possible})
     if not found:
         return None
