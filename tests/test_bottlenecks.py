@@ -883,6 +883,15 @@ def adacode(**options) -> AdaCode:
     return AdaCode(**{"codes": 32, "channels": 4, "count": 3, "levels": 8, **options})
 
 
+def adacode_that_learns(*logits: float) -> tuple[AdaCode, list[Tensor]]:
+    """With the same weights for every token, the softmax of `logits`, and its codes as they are."""
+    bottleneck = adacode(decay=0.5, restart_below=0.0).train()
+    with torch.no_grad():
+        bottleneck.to_weights.weight.zero_()
+        bottleneck.to_weights.bias.copy_(torch.tensor(logits))
+    return bottleneck, [table.vectors.clone() for table in bottleneck.table_modules]
+
+
 def test_adacode_learns_to_mix_codes_and_every_codebook_kept_lowers_the_error():
     bottleneck = adacode(dropout=0.5).train()
     optimiser = torch.optim.Adam(bottleneck.parameters(), lr=1e-2)
@@ -917,11 +926,7 @@ def test_adacode_keeps_the_largest_weights_and_says_nothing_of_the_others():
 
 
 def test_adacode_codes_learn_from_a_token_as_much_as_their_weight_says():
-    bottleneck = adacode(decay=0.5, restart_below=0.0).train()
-    with torch.no_grad():
-        bottleneck.to_weights.weight.zero_()
-        bottleneck.to_weights.bias.copy_(torch.tensor([1.5, 0.0, -99.0]))
-    before = [table.vectors.clone() for table in bottleneck.table_modules]
+    bottleneck, before = adacode_that_learns(1.5, 0.0, -99.0)
     bottleneck(features(bottleneck).requires_grad_())
     moved = [(table.vectors - old).norm() for table, old in zip(bottleneck.table_modules, before, strict=True)]
     assert moved[0] > 1.2 * moved[1] > 0
@@ -930,11 +935,7 @@ def test_adacode_codes_learn_from_a_token_as_much_as_their_weight_says():
 
 def test_adacode_codes_that_a_token_leaves_out_learn_nothing_from_it_and_their_weights_from_the_nearest():
     """A weight that rounds to 0 gives id 0, which is no choice of code 0."""
-    bottleneck = adacode(decay=0.5, restart_below=0.0).train()
-    with torch.no_grad():
-        bottleneck.to_weights.weight.zero_()
-        bottleneck.to_weights.bias.copy_(torch.tensor([9.0, 0.0, -99.0]))
-    before = [table.vectors.clone() for table in bottleneck.table_modules]
+    bottleneck, before = adacode_that_learns(9.0, 0.0, -99.0)
     x = features(bottleneck).requires_grad_()
     result = bottleneck(x)
     assert result.ids is not None and not result.ids[..., 4:].any()

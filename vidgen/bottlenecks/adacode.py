@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidgen.bottlenecks.base import Bottlenecked, Quantizer, straight_through
+from vidgen.bottlenecks.base import Bottlenecked, Quantizer, kept_counts, straight_through
 from vidgen.bottlenecks.codebook import Codebook
-from vidgen.nn.random import Generators, rand
+from vidgen.nn.random import Generators
 
 
 class AdaCode(Quantizer):
@@ -73,7 +73,8 @@ class AdaCode(Quantizer):
         return [table for table in self.tables if isinstance(table, Codebook)]
 
     def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
-        weights, steps = self._weights(vectors, self._kept(vectors, generators))
+        kept = kept_counts(vectors, self.kept, self.dropout if self.learns else 0.0, generators)
+        weights, steps = self._weights(vectors, self.kept if kept is None else kept)
         chosen = self._chosen(vectors)
         ids = self._ids(chosen, steps)
         mixed = self.lookup(ids)
@@ -96,16 +97,6 @@ class AdaCode(Quantizer):
         weights = torch.where(rank(weights) < kept, weights, 0.0)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return weights, (weights * (self.levels - 1)).round().long()  # levels > count: the largest is never 0
-
-    def _kept(self, vectors: Tensor, generators: Generators | None) -> Tensor | int:
-        """How many codebooks each clip keeps, `b 1 1` or one number for all."""
-        if not (self.learns and self.dropout):
-            return self.kept
-        if generators is None:
-            raise ValueError("dropping codebooks needs generators, one per sample")
-        drawn = rand((len(vectors), 2), generators).to(vectors.device)
-        some = 1 + (drawn[:, 1] * self.kept).floor()
-        return torch.where(drawn[:, 0] < self.dropout, some, float(self.kept))[:, None, None]
 
     def _chosen(self, vectors: Tensor) -> Tensor:
         """The nearest code of each codebook, `b n count`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vidgen.nn.random import Generators
+from vidgen.nn.random import Generators, rand
 
 
 @dataclass
@@ -128,3 +128,14 @@ def rotated(vectors: Tensor, codes: Tensor) -> Tensor:
         + 2 * (vectors * unit).sum(dim=-1, keepdim=True) * code_unit
     )
     return straight_through(turned * (code_length / length.clamp(min=1e-6)), codes)
+
+
+def kept_counts(vectors: Tensor, count: int, dropout: float, generators: Generators | None) -> Tensor | None:
+    """`b 1 1`: how many of `count` codes in a row each clip is decoded from; None for all, as without `dropout`."""
+    if not dropout:
+        return None
+    if generators is None:
+        raise ValueError("dropping codes needs generators, one per sample")
+    drawn = rand((len(vectors), 2), generators, like=vectors)
+    some = 1 + (drawn[:, 1] * count).floor()
+    return torch.where(drawn[:, 0] < dropout, some, float(count))[:, None, None]

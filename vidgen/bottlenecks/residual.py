@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.bottlenecks.base import Bottlenecked
+from vidgen.bottlenecks.base import Bottlenecked, kept_counts
 from vidgen.bottlenecks.stack import Stack
-from vidgen.nn.random import Generators, rand
+from vidgen.nn.random import Generators
 
 
 class Residual(Stack):
@@ -81,14 +81,3 @@ class Residual(Stack):
             ids.append(layer.nearest(left / scale))
             left = left - scale * layer.lookup(ids[-1])
         return torch.cat(ids, dim=-1)
-
-
-def kept_counts(vectors: Tensor, count: int, dropout: float, generators: Generators | None) -> Tensor | None:
-    """`b 1 1`: how many of `count` codes in a row each clip is decoded from; None for all, as without `dropout`."""
-    if not dropout:
-        return None
-    if generators is None:
-        raise ValueError("dropping codes needs generators, one per sample")
-    drawn = rand((len(vectors), 2), generators, like=vectors)
-    some = 1 + (drawn[:, 1] * count).floor()
-    return torch.where(drawn[:, 0] < dropout, some, float(count))[:, None, None]

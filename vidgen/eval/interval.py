@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
-
-import torch
 
 
 class Interval(NamedTuple):
@@ -26,7 +25,7 @@ def wilson_interval(successes: int, trials: int, *, level: float = 0.95) -> Inte
 
 def wilson_around(share: float, trials: int, *, level: float) -> Interval:
     """The same for a mean of shares, which need not be a whole number of the ``trials`` behind it."""
-    z = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     shrink = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.bottlenecks import Bottleneck, Bottlenecked, Product, Quantizer
-from vidgen.bottlenecks.residual import kept_counts
+from vidgen.bottlenecks.base import kept_counts
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.random import Generators

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from vidgen.conditioning import TextEncoder
-from vidgen.nn.fingerprint import weights_sha256
+from vidgen.nn.fingerprint import config_sha256, weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.training.checkpoint import write_folder
 
@@ -26,9 +26,7 @@ HEADER = "cache.json"
 
 def identity(model: Any) -> str:
     """Hash of a model's class, configuration and weights, wherever it lies."""
-    config = {name: value for name, value in model.config.items() if not name.startswith("_")}  # _name_or_path
-    described = json.dumps(config, sort_keys=True, default=str)
-    return hashlib.sha256(f"{type(model).__name__} {described} {weights_sha256(model)}".encode()).hexdigest()
+    return hashlib.sha256(f"{config_sha256(model)} {weights_sha256(model)}".encode()).hexdigest()
 
 
 def cache_key(tokenizer: Tokenizer, text_encoder: TextEncoder | None, *, clips: dict[str, Any]) -> str:

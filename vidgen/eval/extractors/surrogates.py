@@ -3,8 +3,6 @@
 Their distances order videos as any sensible features do and are called fd.<name>: none of them is FVD or FID.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch.nn import functional
 from vidgen.eval.extractors.base import FeatureExtractor
 from vidgen.eval.extractors.weights import Weights, identify
 from vidgen.eval.perceptual import SqueezeNetFeatures
-from vidgen.nn.fingerprint import weights_sha256
+from vidgen.nn.fingerprint import config_sha256, weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 
 BATCH_FRAMES = 8
@@ -95,10 +93,7 @@ class TokenizerFeatures(FeatureExtractor):
 
     def identity(self) -> dict[str, Any]:
         """With class and configuration, which may decide what no weight does, such as the levels of FSQ."""
-        # names with an underscore say where it was loaded from, and by which version
-        config = {name: value for name, value in self.tokenizer.config.items() if name[0] != "_"}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-        return super().identity() | {"class": type(self.tokenizer).__name__, "config_sha256": digest}
+        return super().identity() | {"config_sha256": config_sha256(self.tokenizer)}
 
     def features(self, video: Tensor) -> Tensor:
         tokens = self.tokenizer.encode(video).tokens
