@@ -110,12 +110,17 @@ def main() -> None:
     parser.add_argument("--no-curve", action="store_true", help="leave the checkpoints out")
     parser.add_argument("--guidance-scale", type=float, help="in place of the model's own")
     parser.add_argument("--steps", type=int, help="decoding steps in place of the model's own")
+    parser.add_argument("--candidates", type=int, default=1, help="videos to choose each one from")
     parser.add_argument("-o", "--output", type=Path, help="CSV; by default error_analysis.csv in the model's folder")
     arguments = parser.parse_args()
     place = arguments.output or RESULTS / f"error_analysis_{arguments.model.name}.csv"
     if arguments.output is None and arguments.model.is_dir():
         place = arguments.model / "error_analysis.csv"
-    call = {"guidance_scale": arguments.guidance_scale, "num_inference_steps": arguments.steps}
+    call = {
+        "num_candidates": arguments.candidates,
+        "guidance_scale": arguments.guidance_scale,
+        "num_inference_steps": arguments.steps,
+    }
     call = {name: value for name, value in call.items() if value is not None}
     settings = f"{arguments.prompts} prompts, {call}"
     rows = earlier_rows(place, settings)

@@ -88,7 +88,8 @@ def trained(names: list[str], prompts: int, every_steps: list[int]) -> list[dict
         size = (defaults["num_frames"], defaults["height"], defaults["width"])
         pipeline.register_to_config(defaults={**defaults, "num_inference_steps": steps})
         counted = cost(pipeline.transformer, repeats=1, size=size, steps=steps, reuse=True)
-        result = evaluate_obedience(pipeline, num_prompts=prompts, seed=SELECTION_SEED, split="selection", name=name)
+        asked = {"num_prompts": prompts, "seed": SELECTION_SEED, "split": "selection"}
+        result = evaluate_obedience(pipeline, name=name, num_candidates=1, **asked)
         row = {"model": model_label(name), "tokens": pipeline.transformer.spec.num_tokens(size), "steps": steps}
         row |= counted | {"prompts": prompts}
         for attribute in ("colour_motion_background", "all_right"):

@@ -3,7 +3,7 @@
 Suites (`--suites`, all of them by default), on prompts of the test split, which no model or setting was chosen on; each
 share with a 95 % Wilson interval:
     reconstruction  the shapes world, and the real clips of the shared folder where it is present
-    obedience       prompts with one object and with two
+    obedience       prompts with one object and with two, with the model's choice between candidates and without
     timelines       does the video change where the prompt does
     long            65 frames by `pipe.extend`, judged in four segments
     continuation    five first frames are given: is their object kept
@@ -78,6 +78,7 @@ COSTS = {
 }
 HEADINGS = {"colour_motion_background": "colour, motion, background", "all_right": "all right"}
 OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what its result file is called by
+ALONE = {"num_candidates": 1}  # how a call does without a choice, which pipelines are scored for as well
 
 
 SUITES = ("reconstruction", "obedience", "timelines", "long", "continuation", "speed")
@@ -90,6 +91,9 @@ def obedience(names: list[str], prompts: int, batch_size: int) -> None:
         for objects in OBJECTS:
             settings = {"num_prompts": prompts, "objects": objects}
             score(result_file(name, objects), name, evaluate_obedience, settings, batch_size=batch_size)
+            if name in PIPELINES:
+                place = result_file(name, objects, alone=True)
+                score(place, name, evaluate_obedience, {**settings, **ALONE}, batch_size=batch_size)
         if name in PIPELINES:
             one, two = (percent(saved(name, objects)["attributes"]["all_right"]) for objects in OBJECTS)
             write_json(PRETRAINED / name / "scores.json", {"summary": f"all right: one object {one}, two {two}"})
@@ -167,13 +171,13 @@ def suite_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def result_file(name: str, objects: int) -> Path:
-    return RESULTS / f"obedience_{OBJECTS[objects]}{name}.json"
+def result_file(name: str, objects: int, *, alone: bool = False) -> Path:
+    return RESULTS / f"obedience_{OBJECTS[objects]}{'alone_' if alone else ''}{name}.json"
 
 
-def saved(name: str, objects: int) -> dict[str, Any]:
+def saved(name: str, objects: int, *, alone: bool = False) -> dict[str, Any]:
     """The result as `obedience` wrote it."""
-    return json.loads(result_file(name, objects).read_text())
+    return json.loads(result_file(name, objects, alone=alone).read_text())
 
 
 def percent(share: dict[str, float]) -> str:
@@ -225,11 +229,14 @@ def obedience_table() -> str:
     headings = [
         heading if objects == 1 else f"two objects: {heading}" for objects in OBJECTS for heading in HEADINGS.values()
     ]
+    headings += ["one candidate alone: all right", "two objects"]
     lines = [f"| model | N | {' | '.join(headings)} | seconds a video |", "|---" * (len(headings) + 3) + "|"]
     for name in (*PIPELINES, *TOKENIZERS):
         one = saved(name, 1)
         cells = [percent(saved(name, objects)["attributes"][key]) for objects in OBJECTS for key in HEADINGS]
-        cells.append(f"{seconds_of_one(name):.1f}" if name in PIPELINES else "")
+        made = name in PIPELINES
+        cells += [percent(saved(name, n, alone=True)["attributes"]["all_right"]) if made else "" for n in OBJECTS]
+        cells.append(f"{seconds_of_one(name):.1f}" if made else "")
         lines.append(f"| {one['model']} | {one['num_prompts']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

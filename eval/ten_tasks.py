@@ -82,6 +82,7 @@ def generate(
     frames, height, width = batch[0]["video"].shape[1:]
     size = {"num_frames": frames, "height": height, "width": width}
     generators = seeded([seed + index for index in range(len(batch))])
+    call = {"num_candidates": 1, **call}  # a model by itself, as those beside it
     latents = pipe(generator=generators, output_type="latent", **told, **size, **call).frames
     return pipe.decode(latents, "pt").transpose(1, 2) * 2 - 1
 

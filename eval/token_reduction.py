@@ -135,6 +135,7 @@ def of_pipeline(settings: Settings) -> list[dict[str, Any]]:
             num_inference_steps=settings.steps,
             generator=[torch.Generator().manual_seed(index) for index in range(len(settings.prompts))],
             output_type="pt",
+            num_candidates=1,
             token_reduction=reduction,
         ).frames.cpu()
 

@@ -317,10 +317,11 @@ def test_the_tiny_twin_of_a_preset_trains_and_samples_on_two_tokenizers(name, on
         return
     pipe.transformer.eval()
     first = clip(frames=1)
-    video = pipe(["a red circle", ""], video=first, output_type="pt", generator=seeded([0])[0]).frames
+    call = {"video": first, "output_type": "pt", "num_candidates": 2}
+    video = pipe(["a red circle", ""], generator=seeded([0])[0], **call).frames
     assert video.shape == (2, 5, 3, 16, 16)
     assert torch.equal(video[0, 0], first[0, :, 0] / 2 + 0.5)
-    alone = pipe("a red circle", video=first, output_type="pt", generator=seeded([0])[0]).frames
+    alone = pipe("a red circle", generator=seeded([0])[0], **call).frames
     assert (video[:1] - alone).abs().max() <= 1e-4
 
 

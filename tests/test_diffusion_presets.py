@@ -57,7 +57,8 @@ def test_the_tiny_twin_of_every_preset_trains_and_samples_on_two_tokenizers(name
         optimizer.step()
         history.append(losses["flow"].item())
     assert history[-1] < 0.9 * history[0]
-    frames = pipe(prompts_of(name), generator=seeded([0, 1]), output_type="pt", guidance_scale=2.0).frames
+    call = {"output_type": "pt", "guidance_scale": 2.0, "num_candidates": 2}
+    frames = pipe(prompts_of(name), generator=seeded([0, 1]), **call).frames
     assert frames.shape == (2, 5, 3, 16, 16)
     assert frames.isfinite().all()
 
@@ -66,7 +67,7 @@ def test_the_causal_preset_makes_a_video_chunk_by_chunk():
     torch.manual_seed(0)
     pipe: Any = DIFFUSION_PRESETS["vid-gpt"].tiny().build(tokenizer("kl"))
     pipe.set_progress_bar_config(disable=True)
-    frames = pipe(TEXTS[0], num_frames=13, chunk_frames=1, output_type="pt").frames
+    frames = pipe(TEXTS[0], num_frames=13, chunk_frames=1, num_candidates=2, output_type="pt").frames
     assert frames.shape == (1, 13, 3, 16, 16)
 
 

@@ -45,10 +45,11 @@ def test_the_tiny_twin_of_every_preset_trains_and_samples_on_two_tokenizers(name
         optimizer.step()
         history.append(sum(losses.values()).item())
     assert history[-1] < 0.9 * history[0]
-    frames = pipe(prompts, generator=seeded([0, 1]), output_type="pt", guidance_scale=2.0).frames
+    call = {"output_type": "pt", "guidance_scale": 2.0, "num_candidates": 2}
+    frames = pipe(prompts, generator=seeded([0, 1]), **call).frames
     assert frames.shape == (2, 5, 3, 16, 16)
     assert frames.isfinite().all()
-    alone = pipe(prompts[:1], generator=seeded([0]), output_type="pt", guidance_scale=2.0).frames
+    alone = pipe(prompts[:1], generator=seeded([0]), **call).frames
     assert (alone - frames[:1]).abs().max() < 1e-4, "a video does not depend on the others of its call"
 
 

@@ -59,6 +59,8 @@ class Command:
     """Sampling steps; the model's own number by default."""
     guidance: float | None = None
     """Strength of classifier-free guidance, 1 for none; the model's own by default."""
+    candidates: int | None = None
+    """Videos made for each one that is kept, the most plausible to the model itself; the model's own by default."""
     negative_prompt: str | None = None
     """What guidance steers away from; by default, away from no text."""
     start: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -120,6 +122,7 @@ def run(command: Command) -> None:
         "negative_prompt": command.negative_prompt,
         "num_inference_steps": command.steps,
         "guidance_scale": command.guidance,
+        "num_candidates": command.candidates,
         "generator": torch.Generator().manual_seed(command.seed),
         "video": given,
     }

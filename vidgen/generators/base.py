@@ -33,6 +33,14 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
         """Weighted terms whose sum is to be minimised; one generator per sample."""
 
+    @abstractmethod
+    def plausibility(self, latents: Latents, condition: Condition, *, generators: Generators) -> Tensor:
+        """`b`: how plausible the network finds these tokens under this condition; more is more plausible.
+
+        For comparing samples of one network, size and condition, under generators of the same seed. Known tokens have
+        no part in it.
+        """
+
     def check_spec(self, spec: LatentSpec) -> None:
         """Refuse tokens of another kind than those that the network was built for."""
         if spec != self.spec:
@@ -153,6 +161,11 @@ def distance_weights(tokens: Tensor, strength: float) -> Tensor:
     distance = (tokens - median).square().mean(dim=-1).sqrt()
     weights = 1 + strength * distance
     return weights / weights.mean(dim=1, keepdim=True)
+
+
+def weighted_mean(loss: Tensor, weights: Tensor) -> Tensor:
+    """`b n` and `b n` to `b`; 0 where no token has any weight."""
+    return (loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
 
 
 def token_weights(latents: Latents, strength: float) -> Tensor:

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, token_weights
+from vidgen.generators.base import Generator, token_weights, weighted_mean
 from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding, TextProjection
 from vidgen.generators.layouts import FrameCausal, Full, layout_named
 from vidgen.generators.patches import Grid, Patches, token_extents
@@ -25,6 +25,7 @@ from vidgen.nn.transformer import ModulatedBlock, OwnModulationBlock
 from vidgen.schedulers.objectives import LEVELS, objective_named
 
 TEXT_PATHS = ("cross", "joint", "modulation")
+JUDGED_LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of noise in `plausibility`; above them errors say little of the tokens
 
 
 class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
@@ -217,18 +218,35 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
         self.check_spec(latents.spec)
+        noise = randn(latents.tokens.shape, generators, like=latents.tokens.float())
+        error = self.errors(latents, condition, noise, self.random_timesteps(latents, generators))
+        return {"flow": (error * self.made_weights(latents, condition)).mean()}
+
+    def plausibility(self, latents: Latents, condition: Condition, *, generators: Generators) -> Tensor:
+        """Minus the error at noise levels of `JUDGED_LEVELS`, weighted as in training (arXiv 2303.16203)."""
+        self.check_spec(latents.spec)
+        weights = self.made_weights(latents, condition)
+        total = torch.zeros(len(latents), device=latents.tokens.device)
+        for level in JUDGED_LEVELS:
+            noise = randn(latents.tokens.shape, generators, like=latents.tokens.float())
+            timestep = torch.full((len(latents), 1), level * LEVELS, device=noise.device)
+            total -= weighted_mean(self.errors(latents, condition, noise, timestep), weights)
+        return total / len(JUDGED_LEVELS)
+
+    def errors(self, latents: Latents, condition: Condition, noise: Tensor, timestep: Tensor) -> Tensor:
+        """`b n`: squared error of what the network says of tokens under noise at a timestep, `b 1` or `b n`."""
         clean = latents.tokens.float()
-        noise = randn(clean.shape, generators, like=clean)
-        timestep = self.random_timesteps(latents, generators)
         noisy = self.training_objective.noisy(clean, noise, timestep)
         coordinates = latents.spec.coordinates(latents.size).to(clean.device)
         said = self(noisy, timestep.squeeze(1), coordinates, **self.condition_inputs(condition, coordinates))
-        weights = token_weights(latents, self.config.token_weight) if self.config.token_weight else 1.0
-        if condition.token_state is not None:
-            weights = weights * (condition.token_state != TokenState.KNOWN)
-        target = self.training_objective.target(clean, noise, timestep)
-        error = (said.float() - target).square().mean(dim=-1) * weights
-        return {"flow": error.mean()}
+        return (said.float() - self.training_objective.target(clean, noise, timestep)).square().mean(dim=-1)
+
+    def made_weights(self, latents: Latents, condition: Condition) -> Tensor:
+        """`b n`: loss weights of the tokens; 0 of known ones."""
+        weights = token_weights(latents, self.config.token_weight)
+        if condition.token_state is None:
+            return weights
+        return weights * (condition.token_state != TokenState.KNOWN)
 
     def random_timesteps(self, latents: Latents, generators: Generators) -> Tensor:
         """`b 1`, or `b n` with one level for each `level_frames` latent frames."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.conditioning import NO_TASK, Condition, TokenState
-from vidgen.generators.base import Generator, seen, token_weights, with_states
+from vidgen.generators.base import Generator, seen, token_weights, weighted_mean, with_states
 from vidgen.generators.control import ActionEmbedding
 from vidgen.generators.embedding import SCALE, KnownEmbedding, PlaceEmbedding, TextProjection, TokenEmbedding
 from vidgen.generators.head_choice import chosen_head
@@ -24,6 +24,8 @@ from vidgen.nn.random import Generators, rand
 from vidgen.nn.spectral import SpectralAttention, frequency_places
 from vidgen.nn.transformer import Attention, TransformerBlock
 from vidgen.schedulers.sampling import SamplingRule
+
+JUDGED_RATIOS = (0.25, 0.5, 0.75, 0.9)  # of masks in `plausibility`; with all tokens masked it says little
 
 
 class MaskedTransformer(Generator, ConfigMixin):
@@ -252,6 +254,21 @@ class MaskedTransformer(Generator, ConfigMixin):
             terms["critic"] = self.config.self_critic_weight * share.mean()
         return terms
 
+    def plausibility(self, latents: Latents, condition: Condition, *, generators: Generators) -> Tensor:
+        """Minus the loss of tokens that masks of `JUDGED_RATIOS` hide, given the others; a weighted mean."""
+        self.check_spec(latents.spec)
+        target = latents.tokens if latents.ids is None else latents.ids
+        coordinates = latents.spec.coordinates(latents.size).to(target.device)
+        tokens, inputs = seen(target, condition), self.condition_inputs(condition, coordinates)
+        weights = token_weights(latents, self.config.token_weight)
+        unknown = unknown_tokens(condition, *target.shape[:2])
+        total = torch.zeros(len(target), device=target.device)
+        for ratio in JUDGED_RATIOS:
+            masked = masked_share(unknown, torch.tensor(ratio), rand(unknown.shape, generators)).to(target.device)
+            loss = self.proj_out.loss(self(tokens, masked, coordinates, **inputs), target, generators=generators)
+            total -= weighted_mean(loss, weights * masked)
+        return total / len(JUDGED_RATIOS)
+
     def training_inputs(self, masked: Tensor, generators: Generators) -> dict[str, Tensor]:
         """What `forward` is told in training alone."""
         return {}
@@ -271,9 +288,6 @@ class MaskedTransformer(Generator, ConfigMixin):
 
         At random with the ratio cos(π/2 · u), or, for `time_order_share` of the samples, the last in time with ratio u.
         """
-        unknown = torch.ones(batch, len(times), dtype=torch.bool)
-        if condition.token_state is not None:
-            unknown = (condition.token_state != TokenState.KNOWN).cpu()
         share = rand((batch,), generators).cpu()
         ratio = torch.cos(math.pi / 2 * share).clamp(min=self.config.smallest_ratio)
         scores = rand((batch, len(times)), generators).cpu()
@@ -281,9 +295,21 @@ class MaskedTransformer(Generator, ConfigMixin):
             in_time = rand((batch,), generators).cpu() < self.config.time_order_share
             ratio = torch.where(in_time, share, ratio)
             scores = torch.where(in_time[:, None], scores - times, scores)
-        wanted = (ratio * unknown.sum(dim=1)).ceil().long().clamp(min=1)
-        rank = scores.masked_fill(~unknown, 2.0).argsort(dim=1).argsort(dim=1)
-        return (rank < wanted[:, None]) & unknown
+        return masked_share(unknown_tokens(condition, batch, len(times)), ratio, scores)
+
+
+def unknown_tokens(condition: Condition, batch: int, tokens: int) -> Tensor:
+    """`b n` bool, on the CPU: tokens that the condition does not know."""
+    if condition.token_state is None:
+        return torch.ones(batch, tokens, dtype=torch.bool)
+    return (condition.token_state != TokenState.KNOWN).cpu()
+
+
+def masked_share(unknown: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:
+    """`b n` bool: of the unknown tokens the ⌈ratio · count⌉ of lowest score, at least one; ratio is `b` or for all."""
+    wanted = (ratio * unknown.sum(dim=1)).ceil().long().clamp(min=1)
+    rank = scores.masked_fill(~unknown, 2.0).argsort(dim=1).argsort(dim=1)
+    return (rank < wanted[:, None]) & unknown
 
 
 class TaskEmbedding(nn.Module):

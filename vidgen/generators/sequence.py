@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, seen, token_weights
+from vidgen.generators.base import Generator, seen, token_weights, weighted_mean
 from vidgen.generators.heads import Head
 from vidgen.generators.token_order import TokenOrder, token_order
 from vidgen.latents import Latents
@@ -44,6 +44,15 @@ class AutoregressiveGenerator(Generator):
 
     def losses(self, latents: Latents, condition: Condition, *, generators: Generators) -> dict[str, Tensor]:
         """Known tokens are fed as the condition has them, as in sampling, and have no part in the loss."""
+        loss, weights = self.token_losses(latents, condition, generators)
+        return {"next_token": weighted_mean(loss, weights).mean()}
+
+    def plausibility(self, latents: Latents, condition: Condition, *, generators: Generators) -> Tensor:
+        """Log-likelihood, a weighted mean over the tokens (nats a token; what a head of reals learns in its place)."""
+        return -weighted_mean(*self.token_losses(latents, condition, generators))
+
+    def token_losses(self, latents: Latents, condition: Condition, generators: Generators) -> tuple[Tensor, Tensor]:
+        """The loss of each token and its weight, `b n` each, in the order in which they are made."""
         self.check_spec(latents.spec)
         target = latents.tokens if latents.ids is None else latents.ids
         coordinates = latents.spec.coordinates(latents.size).to(target.device)
@@ -53,9 +62,7 @@ class AutoregressiveGenerator(Generator):
         weights = token_weights(latents, self.config.token_weight)
         if condition.token_state is not None:
             weights = weights * (condition.token_state != TokenState.KNOWN)
-        weights = weights[:, order.tokens]
-        loss = self.proj_out.loss(hidden, target, generators=generators)
-        return {"next_token": ((loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)).mean()}
+        return self.proj_out.loss(hidden, target, generators=generators), weights[:, order.tokens]
 
 
 def reordered(name: str, value: Any, tokens: Tensor | slice) -> Any:

@@ -81,6 +81,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        num_candidates: int | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -110,6 +111,8 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             strength: edit the video: this share of its tokens, the last ones, is made anew. Pixels that a mask says
                 are known stay.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
+            num_candidates: videos made for each that comes back, the one that the network itself finds most plausible
+                (`Generator.plausibility`), at as many times the time and memory; 1 = no choice.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -143,13 +146,15 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
         self._guidance_scale = self.checked_guidance(guidance_scale, negative, otherwise=2.0)
         self._interrupt = False
+        candidates = self.checked_candidates(num_candidates, latents)
+        latents = None if latents is None else latents.repeat_interleave(candidates, 0)
         device = self._execution_device
 
         prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,
             self.do_classifier_free_guidance,
-            num_videos_per_prompt,
+            num_videos_per_prompt * candidates,
             prompt_embeds,
             negative_prompt_embeds,
             prompt_attention_mask,
@@ -157,7 +162,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             device,
         )
         batch = prompt_embeds.shape[0]
-        generators = self.prepare_generators(generator, batch)
+        generators = self.prepare_generators(generator, batch // candidates, candidates)
         known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.frames = frame_ranges(prompt, prompt_embeds)
@@ -221,6 +226,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         self._current_timestep = None
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
         sample = sample[:, order.positions]
+        sample, known = self.choose(sample, known, condition, size, candidates)
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 

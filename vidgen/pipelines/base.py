@@ -16,6 +16,7 @@ from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
 from vidgen.nn.random import seeded
+from vidgen.pipelines.candidates import ChosenVideo
 from vidgen.pipelines.extension import LongVideo
 from vidgen.pipelines.given import GivenVideo, VideoInput
 from vidgen.pipelines.lora import LoraVideo
@@ -25,11 +26,11 @@ from vidgen.pipelines.prompting import Prompt, PromptedVideo
 from vidgen.tokenizers.base import Tokenizer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
+DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "num_candidates")
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
 
-class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPipeline):
+class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer"
@@ -162,12 +163,15 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
             raise ValueError(f"latents_path {latents_path} lies in a folder that does not exist; create it first")
 
     def prepare_generators(
-        self, generator: torch.Generator | list[torch.Generator] | None, count: int
+        self, generator: torch.Generator | list[torch.Generator] | None, count: int, candidates: int = 1
     ) -> list[torch.Generator]:
-        """One generator per video. The i-th video of a call has the same noise however many videos the call makes."""
+        """One generator for each candidate of each of `count` videos.
+
+        The i-th video of a call has the same noise however many videos the call makes, and so has its j-th candidate.
+        """
         source = torch.default_generator if generator is None else generator
         sources = source if isinstance(source, list) else [source] * count
-        return seeded([draw_seed(source) for source in sources])
+        return seeded([seed for source in sources for seed in candidate_seeds(draw_seed(source), candidates)])
 
     def unknown_tokens(self, condition: Condition, batch: int, size: VideoSize) -> Tensor:
         """`b n` bool: the tokens to generate."""
@@ -259,6 +263,12 @@ class VideoPipeline(PromptedVideo, GivenVideo, LongVideo, LoraVideo, DiffusionPi
         frames = latents if output_type == "latent" else self.decode(latents, output_type, known)
         self.maybe_free_model_hooks()
         return frames
+
+
+def candidate_seeds(seed: int, candidates: int) -> list[int]:
+    """Seeds of the candidates of one video; the first is the seed of the video without a choice."""
+    source = torch.Generator().manual_seed(seed)
+    return [seed, *(draw_seed(source) for _ in range(candidates - 1))]
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -93,6 +93,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         reference_images: VideoInput | None = None,
         class_label: int | list[int] | None = None,
         token_reduction: TokenReduction | None = None,
+        num_candidates: int | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -125,6 +126,8 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             strength: edit the video: its tokens start at this noise level (before the scheduler's shift), or, of
                 samplers without noise levels, this share of the steps is taken. Pixels that a mask says are known stay.
             token_reduction: leave similar tokens out of full attention, for speed at some loss.
+            num_candidates: videos made for each that comes back, the one that the network itself finds most plausible
+                (`Generator.plausibility`), at as many times the time and memory; 1 = no choice.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -164,13 +167,14 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             self.checked_guidance(guidance.highest, negative, otherwise=3.0)
         self._guidance_scale = guidance.highest
         self._interrupt = False
+        candidates = self.checked_candidates(num_candidates, latents, of_noise=True)
         device = self._execution_device
 
         prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,
             self.do_classifier_free_guidance,
-            num_videos_per_prompt,
+            num_videos_per_prompt * candidates,
             prompt_embeds,
             negative_prompt_embeds,
             prompt_attention_mask,
@@ -178,7 +182,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             device,
         )
         batch = prompt_embeds.shape[0]
-        generators = self.prepare_generators(generator, batch)
+        generators = self.prepare_generators(generator, batch // candidates, candidates)
         known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
         condition = self.build_condition(prompt_embeds, prompt_mask, known)
         condition.frames = frame_ranges(prompt, prompt_embeds)
@@ -253,6 +257,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
 
         self._current_timestep = None
         sample = torch.cat(made, dim=1)
+        sample, known = self.choose(sample, known, condition, size, candidates)
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 

@@ -84,6 +84,7 @@ class MaskedVideoPipeline(VideoPipeline):
         class_label: int | list[int] | None = None,
         task: str | None = None,
         actions: Tensor | None = None,
+        num_candidates: int | None = None,
     ) -> VideoPipelineOutput | tuple[Frames]:
         """Make videos.
 
@@ -116,6 +117,8 @@ class MaskedVideoPipeline(VideoPipeline):
             task: one of `TASK_NAMES`, which a network trained on tasks is told. Of a `video` with all frames and
                 without a mask, the task's own region is known.
             actions: `b t a`, what leads to each frame, for a transformer with action_channels.
+            num_candidates: videos made for each that comes back, the one that the network itself finds most plausible
+                (`Generator.plausibility`), at as many times the time and memory; 1 = no choice.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -152,13 +155,15 @@ class MaskedVideoPipeline(VideoPipeline):
         negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
         self._guidance_scale = self.checked_guidance(guidance_scale, negative, otherwise=3.0)
         self._interrupt = False
+        candidates = self.checked_candidates(num_candidates, latents)
+        latents = None if latents is None else latents.repeat_interleave(candidates, 0)
         device = self._execution_device
 
         prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
             prompt,
             negative_prompt,
             self.do_classifier_free_guidance,
-            num_videos_per_prompt,
+            num_videos_per_prompt * candidates,
             prompt_embeds,
             negative_prompt_embeds,
             prompt_attention_mask,
@@ -166,7 +171,7 @@ class MaskedVideoPipeline(VideoPipeline):
             device,
         )
         batch = prompt_embeds.shape[0]
-        generators = self.prepare_generators(generator, batch)
+        generators = self.prepare_generators(generator, batch // candidates, candidates)
         pixels = video if strength is None or mask is not None else None
         known = self.prepare_known(pixels, mask, size, batch, of_task=mask is not given)
         condition: Condition = self.build_condition(prompt_embeds, prompt_mask, known)
@@ -175,9 +180,10 @@ class MaskedVideoPipeline(VideoPipeline):
         condition = self.steer(condition, control_video, reference_images, size)
         bring_onto_device(self.transformer)
         if actions is not None:
-            if actions.shape[:-1] != (batch, size[0]):
-                raise ValueError(f"actions must be `{batch} {size[0]} a`, got {tuple(actions.shape)}")
-            condition = self.transformer.with_actions(condition, actions.to(device))
+            if actions.shape[:-1] != (batch // candidates, size[0]):
+                raise ValueError(f"actions must be `{batch // candidates} {size[0]} a`, got {tuple(actions.shape)}")
+            actions = actions.to(device).repeat_interleave(candidates, 0)
+            condition = self.transformer.with_actions(condition, actions)
         prompt_embeds = condition.states
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
@@ -239,6 +245,7 @@ class MaskedVideoPipeline(VideoPipeline):
                 progress.update()
 
         self._current_timestep = None
+        sample, known = self.choose(sample, known, condition, size, candidates)
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 

@@ -32,6 +32,7 @@ FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
     AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
     LlamaTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),
 }
+TINY_CALL = {"num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 3, "num_candidates": 1}
 UCF_CLASSES = tuple(f"class {label}" for label in range(101))  # of UCF-101, which published models are told
 
 
@@ -102,6 +103,6 @@ class PipelinePreset:
             about=f"tiny twin: {self.about}",
             config={**self.config, "width": 32, "layers": 2, "heads": 2, **single},
             text={"width": 16, "layers": 1, "heads": 2, "buckets": 64},
-            defaults={**self.defaults, "num_frames": 5, "height": 16, "width": 16, "num_inference_steps": 3},
+            defaults={**self.defaults, **TINY_CALL},
             is_tiny=True,
         )

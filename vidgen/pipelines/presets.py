@@ -13,7 +13,7 @@ __all__ = ["PIPELINE_PRESETS", "PipelinePreset"]
 SMALL = {"width": 128, "layers": 6, "heads": 4, "expansion": 3.0}
 MANY_IDS = {"head_type": "depth", "head_options": {"inner_width": 64}}  # of a token, drawn one after the other
 SMALL_TEXT = {"width": 96, "layers": 1, "heads": 3}
-SHAPES_SIZE = {"num_frames": 17, "height": 64, "width": 64}
+SHAPES_CALL = {"num_frames": 17, "height": 64, "width": 64, "num_candidates": 4}
 DIGIT_NAMES = tuple("0123456789") + tuple(f"{one} {other}" for one in range(10) for other in range(one, 10))
 BASE = {"width": 768, "layers": 16, "heads": 12}
 BASE_TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 128}
@@ -26,7 +26,7 @@ SHAPES_MASKED = PipelinePreset(
     config={**SMALL, **MANY_IDS},
     text=SMALL_TEXT,
     scheduler={"choice_order": "random"},
-    defaults={**SHAPES_SIZE, "num_inference_steps": 12, "guidance_scale": 2.0},
+    defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
 )
 SHAPES_FLOW = PipelinePreset(
     about="flow matching on real tokens, the shapes world",
@@ -35,7 +35,7 @@ SHAPES_FLOW = PipelinePreset(
     config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0, "level_mean": 1.0},  # what goes where is decided in noise
     text=SMALL_TEXT,
     scheduler={"shift": 8.0},
-    defaults={**SHAPES_SIZE, "num_inference_steps": 30, "guidance_scale": 3.0},
+    defaults={**SHAPES_CALL, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
     SHAPES_MASKED, about="masked transformer on 4,096 codes, the moving digits", tokenizer="worlds-fsq", config=SMALL
@@ -58,7 +58,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         generator=AutoregressiveTransformer,
         config={**SMALL, **MANY_IDS},
         text=SMALL_TEXT,
-        defaults={**SHAPES_SIZE, "guidance_scale": 2.0},
+        defaults={**SHAPES_CALL, "guidance_scale": 2.0},
     ),
     "digits-masked": DIGITS_MASKED,
     "digits-flow": DIGITS_FLOW,

@@ -186,6 +186,7 @@ class GeneratorStep(TrainingStep):
                 width=width,
                 generator=list(generators),
                 output_type="pt",
+                num_candidates=1,
             )
         return rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1
 
