@@ -1,7 +1,10 @@
 """Does a pipeline that makes several candidates give back the one that its network finds most plausible?"""
 
+import csv
+
 import pytest
 import torch
+from recipe_module import recipe_module
 from test_generators import condition, each_kind, each_spec, generator, tokens_of, told
 from test_pipelines import TEXT, each_family, each_pair, latents_of, sample, seed
 from tiny_models import SPECS, clip, pipeline, random_latents
@@ -162,3 +165,31 @@ def test_known_tokens_are_not_judged(kind):
     model, latents, text = generator(kind), random_latents(SPECS["grid of ids"]), condition()
     everything = model.plausibility(latents, told(latents, TokenState.KNOWN, text), generators=seeded([0, 0]))
     assert torch.equal(everything, torch.zeros(2))
+
+
+# ------------------------------------------------------------------------------------------------------ its worth
+
+
+def test_the_table_counts_what_each_rule_chooses():
+    right = torch.tensor([[True, False, False, True], [False, False, False, False]])
+    scores = torch.tensor([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]])
+    rows = recipe_module("eval/candidates.py").table(right, {"plausibility": scores, "any": right.float()})
+    shares = {(row["rule"], row["candidates"]): row["share"] for row in rows}
+    alone, pairs, fours = 0.25, 0.25, 0.5  # of the pairs it takes candidate 1, which is wrong, and 3, which is right
+    assert [shares["plausibility", count] for count in (1, 2, 4)] == [alone, pairs, fours]
+    assert [shares["any", count] for count in (1, 2, 4)] == [alone, 0.5, 0.5]
+    assert all(row["low"] <= row["share"] <= row["high"] for row in rows)
+
+
+@pytest.mark.slow
+def test_one_call_measures_what_a_choice_is_worth(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "candidates.csv"
+    call = ["candidates.py", "shapes-masked", "--prompts", "3", "--candidates", "2", "--objects", "1", "-o", str(place)]
+    monkeypatch.setattr("sys.argv", call)
+    recipe_module("eval/candidates.py").main()
+    with place.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["rule"], row["candidates"]) for row in rows if row["rule"] != "difference"] == [
+        (rule, count) for rule in ("plausibility", "any") for count in ("1", "2")
+    ]
+    assert "shapes-masked 1 plausibility 2" in capsys.readouterr().out
