@@ -380,6 +380,24 @@ def test_step_caches_skip_work_and_stay_near_the_full_result(name, changes):
     assert torch.equal(tokens(pipe, num_inference_steps=8), full)
 
 
+@pytest.mark.parametrize("name", CACHES)
+def test_candidates_are_judged_without_step_caches(name):
+    pipe, seen = pipeline(), []
+    judged = pipe.judged
+
+    def remembered(latents: Latents, condition: Any) -> Tensor:
+        seen.append((latents, condition, judged(latents, condition)))
+        return seen[-1][2]
+
+    pipe.judged = remembered
+    pipe.transformer.enable_cache(CACHES[name](pipe))
+    tokens(pipe, num_inference_steps=8, num_candidates=2)
+    pipe.transformer.disable_cache()
+    [(latents, condition, result)] = seen
+    with torch.no_grad():
+        assert torch.equal(judged(latents, condition), result)
+
+
 def test_a_cache_of_clean_frames_is_never_filled_with_skipped_blocks():
     """With a threshold below all changes, the step cache skips nothing, and chunks are those without it."""
     pipe = pipeline(attention="frame-causal")

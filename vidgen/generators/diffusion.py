@@ -230,7 +230,10 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         for level in JUDGED_LEVELS:
             noise = randn(latents.tokens.shape, generators, like=latents.tokens.float())
             timestep = torch.full((len(latents), 1), level * LEVELS, device=noise.device)
-            total -= weighted_mean(self.errors(latents, condition, noise, timestep), weights)
+            self._reset_stateful_cache()  # a step cache would take this for one more step of a sampling
+            with self.cache_context("plausibility"):
+                total -= weighted_mean(self.errors(latents, condition, noise, timestep), weights)
+        self._reset_stateful_cache()
         return total / len(JUDGED_LEVELS)
 
     def errors(self, latents: Latents, condition: Condition, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -223,10 +223,9 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                     inputs["encoder_hidden_states"] = stacked(prompt_embeds, negative_prompt_embeds)
                 progress.update()
 
-        self._current_timestep = None
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
-        sample = sample[:, order.positions]
-        sample, known = self.choose(sample, known, condition, size, candidates)
+        sample, known = self.choose(sample[:, order.positions], known, condition, size, candidates)
+        self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 

@@ -255,9 +255,8 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                 for branch, cache in caches.items():
                     self.remember(cache, made[-1], here, branch_inputs(inputs, branch, texts, masks))
 
+        sample, known = self.choose(torch.cat(made, dim=1), known, condition, size, candidates)
         self._current_timestep = None
-        sample = torch.cat(made, dim=1)
-        sample, known = self.choose(sample, known, condition, size, candidates)
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 

@@ -244,8 +244,8 @@ class MaskedVideoPipeline(VideoPipeline):
                         memories = self.transformer.empty_memories()  # what is kept is of the tensors before
                 progress.update()
 
-        self._current_timestep = None
         sample, known = self.choose(sample, known, condition, size, candidates)
+        self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
