@@ -272,6 +272,8 @@ GENERATE = {
     "a timeline over several windows": (("--num-frames", 9, "--then", 6, "a star"), 9),
     "after a clip longer than a window": (("--start", "CLIP", "--num-frames", 9), 9),
     "after a part of a clip": (("--start", "CLIP", "--start-frames", 2), 5),
+    "the best of candidates": (("--candidates", 2, "--num-videos", 2), 5),
+    "longer, chosen window by window": (("--candidates", 2, "--num-frames", 9), 9),
     "an edited clip": (("--edit", "CLIP", "--strength", 0.5), 7),
 }
 
@@ -302,6 +304,7 @@ def test_generating_goes_on_changes_its_prompt_and_edits(name, vidgen, saved_pip
         (("--then", 9, "a star"), ("starts at frame 9",)),
         (("--then", 3, "a star", 2, "a circle"), ("must rise",)),
         (("--num-frames", 9, "--overlap", 5), ("between 1 and 4",)),
+        (("--candidates", 0), ("num_candidates", "at least 1")),
     ],
 )
 def test_flags_of_generate_that_do_not_fit_are_clear_mistakes(arguments, words, vidgen, saved_pipeline, tmp_path):
