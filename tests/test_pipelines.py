@@ -422,7 +422,7 @@ def test_a_pipelines_own_defaults_are_what_a_call_leaves_out(family):
 def test_half_precision_samples_without_nan_and_keeps_known_frames(family, bottleneck, dtype):
     pipe = pipeline(family, bottleneck).to(dtype=dtype)
     first = clip(frames=1)
-    video = sample(pipe, video=first)
+    video = sample(pipe, video=first, num_candidates=2)
     assert video.isfinite().all()
     assert torch.equal(video[:, 0], (first / 2 + 0.5)[:, :, 0])
 
@@ -430,7 +430,7 @@ def test_half_precision_samples_without_nan_and_keeps_known_frames(family, bottl
 @each_family
 def test_a_call_under_autocast_works(family):
     with torch.autocast("cpu", torch.bfloat16):
-        assert sample(pipeline(family)).isfinite().all()
+        assert sample(pipeline(family), num_candidates=2).isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------------------- the mistakes

@@ -241,7 +241,8 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         clean = latents.tokens.float()
         noisy = self.training_objective.noisy(clean, noise, timestep)
         coordinates = latents.spec.coordinates(latents.size).to(clean.device)
-        said = self(noisy, timestep.squeeze(1), coordinates, **self.condition_inputs(condition, coordinates))
+        inputs = self.condition_inputs(condition, coordinates)
+        said = self(noisy.to(self.dtype), timestep.squeeze(1), coordinates, **inputs)
         return (said.float() - self.training_objective.target(clean, noise, timestep)).square().mean(dim=-1)
 
     def made_weights(self, latents: Latents, condition: Condition) -> Tensor:
