@@ -46,6 +46,12 @@ class Condition:
         if (self.known is None) != (self.token_state is None):
             raise ValueError("known tokens and token_state come together: give both or neither")
 
+    def unknown(self, tokens: int) -> Tensor:
+        """`b n` bool: which of so many tokens are to be made, those that are not KNOWN."""
+        if self.token_state is None:
+            return torch.ones(len(self.states), tokens, dtype=torch.bool, device=self.states.device)
+        return self.token_state != TokenState.KNOWN
+
     def without_text(self, dropped: Tensor | None = None) -> "Condition":
         """The condition with the text of the samples where `dropped` (`b` bool; all by default) taken away."""
         kept = torch.zeros_like(self.mask) if dropped is None else self.mask & ~dropped[:, None]

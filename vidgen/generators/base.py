@@ -168,6 +168,12 @@ def weighted_mean(loss: Tensor, weights: Tensor) -> Tensor:
     return (loss * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
 
 
+def made_weights(latents: Latents, condition: Condition, strength: float) -> Tensor:
+    """`token_weights`, 0 where a token is known."""
+    weights = token_weights(latents, strength)
+    return weights * condition.unknown(weights.shape[1]).to(weights.device)
+
+
 def token_weights(latents: Latents, strength: float) -> Tensor:
     """Loss weight of each token, `b n`, mean 1 in each sample; strength 0 = all equal."""
     if strength == 0:

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, token_weights, weighted_mean
+from vidgen.generators.base import Generator, made_weights, weighted_mean
 from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding, TextProjection
 from vidgen.generators.layouts import FrameCausal, Full, layout_named
 from vidgen.generators.patches import Grid, Patches, token_extents
@@ -220,12 +220,12 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         self.check_spec(latents.spec)
         noise = randn(latents.tokens.shape, generators, like=latents.tokens.float())
         error = self.errors(latents, condition, noise, self.random_timesteps(latents, generators))
-        return {"flow": (error * self.made_weights(latents, condition)).mean()}
+        return {"flow": (error * made_weights(latents, condition, self.config.token_weight)).mean()}
 
     def plausibility(self, latents: Latents, condition: Condition, *, generators: Generators) -> Tensor:
         """Minus the error at noise levels of `JUDGED_LEVELS`, weighted as in training (arXiv 2303.16203)."""
         self.check_spec(latents.spec)
-        weights = self.made_weights(latents, condition)
+        weights = made_weights(latents, condition, self.config.token_weight)
         total = torch.zeros(len(latents), device=latents.tokens.device)
         for level in JUDGED_LEVELS:
             noise = randn(latents.tokens.shape, generators, like=latents.tokens.float())
@@ -244,13 +244,6 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         inputs = self.condition_inputs(condition, coordinates)
         said = self(noisy.to(self.dtype), timestep.squeeze(1), coordinates, **inputs)
         return (said.float() - self.training_objective.target(clean, noise, timestep)).square().mean(dim=-1)
-
-    def made_weights(self, latents: Latents, condition: Condition) -> Tensor:
-        """`b n`: loss weights of the tokens; 0 of known ones."""
-        weights = token_weights(latents, self.config.token_weight)
-        if condition.token_state is None:
-            return weights
-        return weights * (condition.token_state != TokenState.KNOWN)
 
     def random_timesteps(self, latents: Latents, generators: Generators) -> Tensor:
         """`b 1`, or `b n` with one level for each `level_frames` latent frames."""

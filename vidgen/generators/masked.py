@@ -261,7 +261,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         coordinates = latents.spec.coordinates(latents.size).to(target.device)
         tokens, inputs = seen(target, condition), self.condition_inputs(condition, coordinates)
         weights = token_weights(latents, self.config.token_weight)
-        unknown = unknown_tokens(condition, *target.shape[:2])
+        unknown = condition.unknown(target.shape[1]).cpu()
         total = torch.zeros(len(target), device=target.device)
         for ratio in JUDGED_RATIOS:
             masked = masked_share(unknown, torch.tensor(ratio), rand(unknown.shape, generators)).to(target.device)
@@ -295,14 +295,7 @@ class MaskedTransformer(Generator, ConfigMixin):
             in_time = rand((batch,), generators).cpu() < self.config.time_order_share
             ratio = torch.where(in_time, share, ratio)
             scores = torch.where(in_time[:, None], scores - times, scores)
-        return masked_share(unknown_tokens(condition, batch, len(times)), ratio, scores)
-
-
-def unknown_tokens(condition: Condition, batch: int, tokens: int) -> Tensor:
-    """`b n` bool, on the CPU: tokens that the condition does not know."""
-    if condition.token_state is None:
-        return torch.ones(batch, tokens, dtype=torch.bool)
-    return (condition.token_state != TokenState.KNOWN).cpu()
+        return masked_share(condition.unknown(len(times)).cpu(), ratio, scores)
 
 
 def masked_share(unknown: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:

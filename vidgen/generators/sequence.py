@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidgen.conditioning import Condition, TokenState
-from vidgen.generators.base import Generator, seen, token_weights, weighted_mean
+from vidgen.conditioning import Condition
+from vidgen.generators.base import Generator, made_weights, seen, weighted_mean
 from vidgen.generators.heads import Head
 from vidgen.generators.token_order import TokenOrder, token_order
 from vidgen.latents import Latents
@@ -59,9 +59,7 @@ class AutoregressiveGenerator(Generator):
         order = self.order(coordinates)
         before, target = seen(target, condition)[:, order.tokens], target[:, order.tokens]
         hidden = self(before[:, order.fed], **self.sequence_inputs(condition, coordinates, order))
-        weights = token_weights(latents, self.config.token_weight)
-        if condition.token_state is not None:
-            weights = weights * (condition.token_state != TokenState.KNOWN)
+        weights = made_weights(latents, condition, self.config.token_weight)
         return self.proj_out.loss(hidden, target, generators=generators), weights[:, order.tokens]
 
 

@@ -185,7 +185,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             top_p=top_p,
             flow_steps=self.default("num_inference_steps", num_inference_steps, 16),
         )
-        unknown = self.unknown_tokens(condition, batch, size)
+        unknown = condition.unknown(len(coordinates))
         given, unknown = self.prepare_latents(latents, condition, unknown, size)
         given, unknown = given[:, order.tokens], unknown[:, order.tokens]
         limits = self.transformer.limits(inputs["coordinates"])

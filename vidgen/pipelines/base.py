@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor, nn
 
-from vidgen.conditioning import Condition, TextEncoder, TokenState
+from vidgen.conditioning import TextEncoder
 from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.memory import own_memory
@@ -172,13 +172,6 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
         source = torch.default_generator if generator is None else generator
         sources = source if isinstance(source, list) else [source] * count
         return seeded([seed for source in sources for seed in candidate_seeds(draw_seed(source), candidates)])
-
-    def unknown_tokens(self, condition: Condition, batch: int, size: VideoSize) -> Tensor:
-        """`b n` bool: the tokens to generate."""
-        if condition.token_state is None:
-            shape = (batch, self.video_tokenizer.spec.num_tokens(size))
-            return torch.ones(shape, dtype=torch.bool, device=self._execution_device)
-        return condition.token_state != TokenState.KNOWN
 
     def given_tokens(self, latents: Tensor, size: VideoSize) -> Tensor:
         """First tokens of a video of `size` as a caller gives them, on the right device, in the right type; ValueError

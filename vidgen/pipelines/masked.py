@@ -188,7 +188,7 @@ class MaskedVideoPipeline(VideoPipeline):
         coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
         inputs = self.transformer.condition_inputs(condition, coordinates)
 
-        unknown = self.unknown_tokens(condition, batch, size)
+        unknown = condition.unknown(len(coordinates))
         if strength is not None and video is not None:
             clean = self.encode_whole(video, size, batch)
             latents = remasked(clean.tokens if clean.ids is None else clean.ids, strength, generators)
