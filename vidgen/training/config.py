@@ -120,6 +120,9 @@ class Run:
     """Optimiser of the model."""
     tiny: bool = False
     """Train the preset's small twin (to try a recipe out)."""
+    changed: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE")] = ()
+    """Constructor arguments of the network to be other than the preset's: `layers=10`, `widths=[64,128,160]`,
+    `bottleneck_options={"channels":8}`. Values are JSON or plain words."""
     steps: int = 10_000
     """Optimiser steps in all."""
     batch_size: int = 8

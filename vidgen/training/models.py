@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import Tokenizer, WrappingTokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
+from vidgen.training.changed_options import changed_options
 from vidgen.training.clips import class_names
 from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
 
@@ -35,6 +37,7 @@ def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     check_name(run.preset, TOKENIZER_PRESETS)
     preset = TOKENIZER_PRESETS[run.preset]
     preset = preset.tiny() if run.tiny else preset
+    preset = replace(preset, config={**preset.config, **changed_options(preset.model, run.changed)})
     if run.data.hold_out:
         for source in (run.around, run.init_from):
             if source is not None:
@@ -74,6 +77,7 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {run.tokenizer!r} is a {type(tokenizer).__name__}")
     preset = preset.tiny() if run.tiny else preset
+    preset = replace(preset, config={**preset.config, **changed_options(preset.generator, run.changed)})
     text_encoder = None if run.text_encoder is None else TransformersTextEncoder(run.text_encoder)
     if run.classes:
         text_encoder = ClassEncoder(class_names(run.data), width=preset.text.get("width", 192))
