@@ -3,7 +3,8 @@
 Models that were trained with `--hold-out` are asked for the 20 pairs of colour and shape that they never saw, and for
 the 12 that they did; one object and two, prompts of the test split, each share with a 95 % Wilson interval. The
 ceiling of a tokenizer (trained with `--hold-out` too) is what it keeps of rendered videos of the same prompts. One
-JSON for each question; `composition.csv` has a row for each share.
+JSON for each question, with the prompts that failed; `composition.csv` has a row for each share of all of them. The
+score `taken_for_trained` is the share of single objects of the wrong shape whose shape the colour was trained with.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import vidgen
+from vidgen.data.shapes import SHAPES, TRAINED_PAIRS, parse_caption
+from vidgen.eval.interval import share
 from vidgen.eval.obedience import TEST_SEED, evaluate_obedience
 from vidgen.eval.oracle import Oracle
 from vidgen.eval.report import write_csv, write_json
@@ -30,6 +33,40 @@ def held_out(model: Path) -> str:
     return file.parent.name
 
 
+def taken_for_trained(prompts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of one-object videos of a wrong shape: the share that shows a shape which the asked colour was trained with.
+
+    A model that takes colour for shape has a share near 1; a third to a half is chance (`by_chance`).
+    """
+    hits, chances = [], []
+    for prompt in prompts:
+        asked, seen = parse_caption(prompt["prompt"]).objects, prompt["seen"]["objects"]
+        if len(asked) == len(seen) == 1 and seen[0]["shape"] != asked[0].shape:
+            hits.append((asked[0].colour, seen[0]["shape"]) in TRAINED_PAIRS)
+            others = [shape for shape in SHAPES if shape != asked[0].shape]
+            chances.append(sum((asked[0].colour, shape) in TRAINED_PAIRS for shape in others) / len(others))
+    return {**share(hits), "by_chance": sum(chances) / len(chances)} if hits else {}
+
+
+def ask(subject: Any, name: str, *, pairs: Any, objects: int, prompts: int, batch_size: int) -> dict[str, Any]:
+    """The answer to one question, with the prompts that failed."""
+    question: dict[str, Any] = {"num_prompts": prompts, "objects": objects, "pairs": pairs, "batch_size": batch_size}
+    result = evaluate_obedience(subject, seed=TEST_SEED, name=name, **question)
+    failed = [prompt for prompt in result.pop("prompts") if not prompt["right"]["all_right"]]
+    return {**result, "taken_for_trained": taken_for_trained(failed), "failed": failed}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """One row for each share of each question that was asked: what `composition.csv` holds."""
+    found = []
+    for file in sorted(folder.glob("composition_*.json")):
+        result = json.loads(file.read_text())
+        key = {"model": result["model"], "pairs": result["pairs"], "objects": result["objects"]}
+        scores = {**result["attributes"], "taken_for_trained": result["taken_for_trained"]}
+        found += [{**key, "score": score, **values} for score, values in scores.items() if values]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="*", help="folders of pipelines, RUN/model")
@@ -44,19 +81,14 @@ def main() -> None:
         subjects[f"{held_out(folder)}-ceiling"] = Oracle(tokenizer)
     for folder in arguments.models:
         subjects[held_out(folder)] = vidgen.load(folder)
-    rows = []
     for name, subject in subjects.items():
         for pairs in ("held out", "trained"):
             for objects in (1, 2):
-                settings: dict[str, Any] = {"num_prompts": arguments.prompts, "objects": objects, "pairs": pairs}
-                result = evaluate_obedience(
-                    subject, seed=TEST_SEED, name=name, batch_size=arguments.batch_size, **settings
-                )
+                question = {"pairs": pairs, "objects": objects, "prompts": arguments.prompts}
+                result = ask(subject, name, **question, batch_size=arguments.batch_size)
                 write_json(arguments.output_dir / f"composition_{pairs.split()[0]}_{objects}_{name}.json", result)
-                for score, values in result["attributes"].items():
-                    rows.append({"model": name, "pairs": pairs, "objects": objects, "score": score, **values})
+                write_csv(arguments.output_dir / "composition.csv", rows(arguments.output_dir))
                 print(name, pairs, objects, result["attributes"]["all_right"], flush=True)
-    write_csv(arguments.output_dir / "composition.csv", rows)
 
 
 if __name__ == "__main__":

@@ -83,3 +83,37 @@ def test_only_models_that_never_saw_the_pairs_are_asked_for_them(tmp_path, repos
     assert held_out(tmp_path / "model") == tmp_path.name
     with pytest.raises(ValueError, match="trained on all pairs"):
         held_out(repository / "vidgen" / "pretrained" / "shapes-masked")
+
+
+def test_a_wrong_shape_that_the_colour_was_trained_with_counts_as_taken_for_it(repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "eval")
+    from composition import taken_for_trained  # pyright: ignore[reportMissingImports]
+
+    def failed(asked: str, *seen: str) -> dict:
+        prompt = f"a small {asked} moving left on a gray background"
+        return {"prompt": prompt, "seen": {"objects": [{"shape": shape} for shape in seen]}}
+
+    assert {("purple", "circle"), ("red", "circle"), ("red", "square")} <= TRAINED_PAIRS
+    prompts = [failed("purple star", "circle"), failed("purple star", "square"), failed("red star", "square")]
+    counted = taken_for_trained(prompts)
+    assert counted["right"] == 2 and counted["share"] == pytest.approx(2 / 3)
+    assert counted["by_chance"] == pytest.approx((1 + 1 + 2) / 9)
+    ignored = [failed("purple star"), failed("purple star", "circle", "circle"), failed("purple star", "star")]
+    assert taken_for_trained([*prompts, *ignored]) == counted and taken_for_trained(ignored) == {}
+
+
+def test_the_table_of_composition_holds_every_model_that_was_asked(repository, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(repository / "eval")
+    import composition  # pyright: ignore[reportMissingImports]
+
+    from vidgen.eval.oracle import Oracle
+    from vidgen.eval.report import write_json
+    from vidgen.tokenizers.presets import TOKENIZER_PRESETS
+
+    tokenizer = TOKENIZER_PRESETS["shapes-fsq"].tiny().build()
+    for name in ("one", "other"):
+        answer = composition.ask(Oracle(tokenizer), name, pairs="held out", objects=1, prompts=2, batch_size=2)
+        assert len(answer["failed"]) == 2 - answer["attributes"]["all_right"]["right"] and "prompts" not in answer
+        write_json(tmp_path / f"composition_held_1_{name}.json", answer)
+    table = composition.rows(tmp_path)
+    assert {row["model"] for row in table} == {"one", "other"} and {"pairs", "objects", "share"} <= set(table[0])
