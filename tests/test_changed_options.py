@@ -42,7 +42,18 @@ def test_what_no_network_takes_is_refused(setting, message):
 def test_a_tokenizer_is_built_trained_and_loaded_with_its_own_options(tmp_path):
     arguments = ["shapes-kl", "--tiny", "--set", "widths=[16,24,16]", 'bottleneck_options={"channels":3}']
     arguments += ["--output-dir", str(tmp_path), "--steps", "1", "--batch-size", "2", "--device", "cpu"]
-    arguments += ["--validation-clips", "0", "--sample-every", "0", "--num-frames", "5", "--height", "16", "--width", "16"]
+    arguments += [
+        "--validation-clips",
+        "0",
+        "--sample-every",
+        "0",
+        "--num-frames",
+        "5",
+        "--height",
+        "16",
+        "--width",
+        "16",
+    ]
     run = tyro.cli(TokenizerRun, args=arguments)
     tokenizer = vidgen.load(train_tokenizer(run))
     assert tuple(tokenizer.config.widths) == (16, 24, 16) and tokenizer.spec.parts[0].channels == 3
@@ -50,9 +61,7 @@ def test_a_tokenizer_is_built_trained_and_loaded_with_its_own_options(tmp_path):
 
 
 def test_an_encoder_of_real_clips_may_begin_a_narrower_bottleneck(tmp_path):
-    run = TokenizerRun(
-        preset="shapes-kl", output_dir=tmp_path, init_from="real-kl", changed=("widths=[64, 128, 160]",)
-    )
+    run = TokenizerRun(preset="shapes-kl", output_dir=tmp_path, init_from="real-kl", changed=("widths=[64, 128, 160]",))
     tokenizer, earlier = fresh_tokenizer(run).state_dict(), vidgen.load("real-kl").state_dict()
     same = [name for name, value in tokenizer.items() if earlier[name].shape == value.shape]
     assert len(same) > 0.9 * len(earlier)
