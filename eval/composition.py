@@ -3,14 +3,17 @@
 Models that were trained with `--hold-out` are asked for the 20 pairs of colour and shape that they never saw, and for
 the 12 that they did; one object and two, prompts of the test split, each share with a 95 % Wilson interval. The
 ceiling of a tokenizer (trained with `--hold-out` too) is what it keeps of rendered videos of the same prompts. One
-JSON for each question, with the prompts that failed; `composition.csv` has a row for each share of all of them. The
-score `taken_for_trained` is the share of single objects of the wrong shape whose shape the colour was trained with.
+JSON for each question, with the prompts that failed; `composition.csv` has a row for each share of all of them, the
+README a table. The score `taken_for_trained` is the share of single objects of the wrong shape whose shape the colour
+was trained with.
 """
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from scores import percent, write_between
 
 import vidgen
 from vidgen.data.shapes import SHAPES, TRAINED_PAIRS, parse_caption
@@ -21,6 +24,7 @@ from vidgen.eval.report import write_csv, write_json
 from vidgen.training.models import run_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
+QUESTIONS = [(pairs, objects) for objects in (1, 2) for pairs in ("held out", "trained")]
 
 
 def held_out(model: Path) -> str:
@@ -67,6 +71,24 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def table(folder: Path) -> str:
+    """Markdown: what is all right of each question, the ceilings last."""
+    headings = [f"{'two objects, ' if objects == 2 else ''}pairs {pairs}" for pairs, objects in QUESTIONS]
+    lines = [f"| model | N | {' | '.join(headings)} |", "|---" * (len(headings) + 2) + "|"]
+    names = {file.stem.split("_", 3)[3] for file in folder.glob("composition_*.json")}
+    for name in sorted(names, key=lambda name: (name.endswith("-ceiling"), name)):
+        places = [result_file(folder, name, pairs, objects) for pairs, objects in QUESTIONS]
+        results = [json.loads(place.read_text()) if place.is_file() else None for place in places]
+        cells = [percent(result["attributes"]["all_right"]) if result else "" for result in results]
+        prompts = next(result["num_prompts"] for result in results if result)
+        lines.append(f"| {name} | {prompts} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def result_file(folder: Path, name: str, pairs: str, objects: int) -> Path:
+    return folder / f"composition_{pairs.split()[0]}_{objects}_{name}.json"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="*", help="folders of pipelines, RUN/model")
@@ -82,13 +104,14 @@ def main() -> None:
     for folder in arguments.models:
         subjects[held_out(folder)] = vidgen.load(folder)
     for name, subject in subjects.items():
-        for pairs in ("held out", "trained"):
-            for objects in (1, 2):
-                question = {"pairs": pairs, "objects": objects, "prompts": arguments.prompts}
-                result = ask(subject, name, **question, batch_size=arguments.batch_size)
-                write_json(arguments.output_dir / f"composition_{pairs.split()[0]}_{objects}_{name}.json", result)
-                write_csv(arguments.output_dir / "composition.csv", rows(arguments.output_dir))
-                print(name, pairs, objects, result["attributes"]["all_right"], flush=True)
+        for pairs, objects in QUESTIONS:
+            question = {"pairs": pairs, "objects": objects, "prompts": arguments.prompts}
+            result = ask(subject, name, **question, batch_size=arguments.batch_size)
+            write_json(result_file(arguments.output_dir, name, pairs, objects), result)
+            write_csv(arguments.output_dir / "composition.csv", rows(arguments.output_dir))
+            print(name, pairs, objects, result["attributes"]["all_right"], flush=True)
+    if arguments.output_dir == RESULTS:
+        write_between("composition", table(RESULTS))
 
 
 if __name__ == "__main__":

@@ -117,3 +117,5 @@ def test_the_table_of_composition_holds_every_model_that_was_asked(repository, m
         write_json(tmp_path / f"composition_held_1_{name}.json", answer)
     table = composition.rows(tmp_path)
     assert {row["model"] for row in table} == {"one", "other"} and {"pairs", "objects", "share"} <= set(table[0])
+    lines = composition.table(tmp_path).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| one | 2 | 0 % (0–66) |")
