@@ -93,6 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="*", help="folders of pipelines, RUN/model")
     parser.add_argument("--ceilings", type=Path, nargs="*", default=[], help="folders of tokenizers, RUN/model")
+    parser.add_argument("--pairs", nargs="*", choices=("held out", "trained"), default=["held out", "trained"])
+    parser.add_argument("--objects", nargs="*", type=int, choices=(1, 2), default=[1, 2])
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--output-dir", type=Path, default=RESULTS)
@@ -105,6 +107,8 @@ def main() -> None:
         subjects[held_out(folder)] = vidgen.load(folder)
     for name, subject in subjects.items():
         for pairs, objects in QUESTIONS:
+            if pairs not in arguments.pairs or objects not in arguments.objects:
+                continue
             question = {"pairs": pairs, "objects": objects, "prompts": arguments.prompts}
             result = ask(subject, name, **question, batch_size=arguments.batch_size)
             write_json(result_file(arguments.output_dir, name, pairs, objects), result)
