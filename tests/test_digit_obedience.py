@@ -66,7 +66,7 @@ def test_digit_presets_train_by_caption_and_by_class_on_one_digit_and_two(shared
         source="digits", digits_dir=shared / "mnist", num_frames=5, height=16, width=16, validation_clips=2
     )
     short = {"tiny": True, "steps": 1, "batch_size": 2, "sample_every": 0, "device": "cpu"}
-    for kind, preset in (("fsq", "worlds-fsq"), ("kl", "digits-kl")):
+    for kind, preset in (("fsq", "digits-fsq"), ("kl", "digits-kl")):
         run = TokenizerRun(preset=preset, output_dir=tmp_path / kind, data=data, statistics_clips=2, **short)
         train_tokenizer(run)
     for preset, kind in (("digits-masked", "fsq"), ("digits-flow", "kl")):

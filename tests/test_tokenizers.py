@@ -25,6 +25,7 @@ PARAMETERS = {
     "shapes-vq": 2_048_312,
     "shapes-kl": 2_049_856,
     "worlds-fsq": 2_026_804,
+    "digits-fsq": 2_026_804,
     "digits-kl": 2_049_856,
     "real-fsq": 2_086_806,
     "real-kl": 2_134_192,

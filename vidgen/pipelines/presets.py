@@ -38,7 +38,7 @@ SHAPES_FLOW = PipelinePreset(
     defaults={**SHAPES_CALL, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
-    SHAPES_MASKED, about="masked transformer on 4,096 codes, the moving digits", tokenizer="worlds-fsq", config=SMALL
+    SHAPES_MASKED, about="masked transformer on 8 ids of 64 codes a token, the moving digits", tokenizer="digits-fsq"
 )
 DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
 

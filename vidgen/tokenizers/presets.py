@@ -56,6 +56,13 @@ SHAPES = {
     "decoder_depth": 2,
     "squared_weight": 4.0,
 }
+EIGHT_IDS = {
+    **SHAPES,
+    "stride": (4, 16, 16),
+    "token_patch": 2,
+    "bottleneck_type": "product",
+    "bottleneck_options": {"inner": "fsq", "options": {"levels": [8, 8]}, "count": 8},
+}
 BASE = {"stride": (4, 8, 8), "patch": 2, "widths": (96, 192, 384), "depth": 2, "decoder_depth": 3}
 # Two million parameters, for CPUs; --data is a folder of real clips (tokenizers/README.md).
 REAL = {"stride": (4, 8, 8), "patch": 4, "widths": (64, 128, 160), "depth": 1, "decoder_depth": 2}
@@ -148,12 +155,7 @@ TINY_HOLISTIC = {
 }
 
 TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
-    "shapes-fsq": causal_conv(
-        "8 ids of 64 codes at 4×16×16 for the shapes world",
-        bottleneck_type="product",
-        bottleneck_options={"inner": "fsq", "options": {"levels": [8, 8]}, "count": 8},
-        **{**SHAPES, "stride": (4, 16, 16), "token_patch": 2},
-    ),
+    "shapes-fsq": causal_conv("8 ids of 64 codes at 4×16×16 for the shapes world", **EIGHT_IDS),
     "worlds-fsq": causal_conv(
         "4,096 codes at 4×8×8 for the shapes world and moving digits",
         bottleneck_type="fsq",
@@ -184,6 +186,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_options={"channels": 16, "weight": 1e-6},
         **REAL,
     ),
+    "digits-fsq": causal_conv("8 ids of 64 codes at 4×16×16 for the moving digits", **EIGHT_IDS),
     "digits-kl": causal_conv(
         "8 real channels at 4×8×8 for the moving digits",
         bottleneck_type="kl",
