@@ -127,7 +127,7 @@ def measure(digits_dir: Path, network: DigitNetwork, clips: int) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits-dir", type=Path, required=True, help="folder with the MNIST files")
-    parser.add_argument("--steps", type=int, default=420)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=32, help="clips of a step, three frames each")
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--clips", type=int, default=300, help="test clips with one digit, and with two")

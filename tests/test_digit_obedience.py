@@ -60,6 +60,28 @@ def test_class_presets_name_the_classes_in_the_order_of_the_labels():
         assert PIPELINE_PRESETS[name].classes[:10] == digit_classes((1,))
 
 
+def test_the_table_of_digits_holds_every_model_that_was_asked(repository, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(repository / "eval")
+    import digit_scores  # pyright: ignore[reportMissingImports]
+
+    from vidgen.eval.report import write_json
+
+    for name, digits, by_class in (("one", 1, False), ("one", 2, False), ("other", 2, True)):
+        read = read_number(digits, "staying still")
+        asked = {"num_prompts": 8, "seed": 2, "digits": digits, "by_class": by_class, "name": name}
+        answer = evaluate_digits(Writer(), read=read, **asked)
+        write_json(digit_scores.result_file(tmp_path, name, digits), answer)
+    found = digit_scores.rows(tmp_path)
+    assert {(row["model"], row["digits"], row["told"]) for row in found} == {
+        ("one", 1, "captions"),
+        ("one", 2, "captions"),
+        ("other", 2, "classes"),
+    }
+    lines = digit_scores.table(tmp_path).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| one | captions | 8 | ")
+    assert lines[3].startswith("| other | classes | 8 |  | 100 % (68–100) |")
+
+
 @pytest.mark.slow
 def test_digit_presets_train_by_caption_and_by_class_on_one_digit_and_two(shared, tmp_path):
     data = DataConfig(

@@ -15,13 +15,13 @@ def test_held_out_handwriting_is_read_right(shared, digits):
     items = [world[index] for index in range(60)]
     judged = [compare_digits(read_digits(item["video"]), parse_digits(item["caption"])) for item in items]
     assert sum(one.count for one in judged) >= 57
-    assert sum(one.digit for one in judged) >= (54 if digits == 1 else 51)
+    assert sum(one.digit for one in judged) >= (57 if digits == 1 else 55)
     assert sum(one.motion for one in judged) >= 57
 
 
-def test_the_result_file_shows_95_of_100_single_digits_read_right(repository):
+def test_the_result_file_shows_98_of_100_single_digits_read_right(repository):
     result = json.loads((repository / "eval" / "results" / "digit_reader.json").read_text())
-    assert result["one_digit"]["digit"]["share"] >= 0.95
+    assert result["one_digit"]["digit"]["share"] >= 0.98
     made = json.loads(WEIGHTS.with_name("made.json").read_text())
     assert made["command"] and made["trained_on"] and made["commit"]
     assert WEIGHTS.stat().st_size < 500_000
