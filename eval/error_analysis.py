@@ -15,6 +15,7 @@ has already, by the same settings, is not scored again.
 
 import argparse
 import csv
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,7 +96,7 @@ def table(subject: str, result: dict[str, Any]) -> list[dict[str, Any]]:
 def earlier_rows(place: Path, settings: str) -> list[dict[str, Any]]:
     """The rows of a table that was made with these settings before."""
     described = place.with_suffix(".json")
-    if not place.is_file() or not described.is_file() or settings not in described.read_text():
+    if not place.is_file() or not described.is_file() or json.loads(described.read_text())["settings"] != settings:
         return []
     with place.open() as file:
         return list(csv.DictReader(file))

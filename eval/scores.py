@@ -1,9 +1,10 @@
-"""Score the built-in models again (`make scores`): eval/results/*.json, obedience_suites.csv, README tables.
+"""Score the built-in models again (`make scores`): eval/results/*.json, tables of them as CSV, README tables.
 
 Suites (`--suites`, all of them by default), on prompts of the test split, which no model or setting was chosen on; each
 share with a 95 % Wilson interval:
     reconstruction  the shapes world, and the real clips of the shared folder where it is present
-    obedience       prompts with one object and with two, with the model's choice between candidates and without
+    obedience       prompts with one object and with two, with the model's choice between candidates and without;
+                    obedience_errors.csv says by attribute and by word what was wrong
     timelines       does the video change where the prompt does
     long            65 frames by `pipe.extend`, judged in four segments
     continuation    five first frames are given: is their object kept
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from error_analysis import table as error_table
 from rich.console import Console
 
 import vidgen
@@ -171,6 +173,12 @@ def suite_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def error_rows() -> list[dict[str, Any]]:
+    """What is wrong with the videos of the obedience suite, by `error_analysis.py`: `obedience_errors.csv`."""
+    results = [saved(name, objects) for name in (*PIPELINES, *TOKENIZERS) for objects in OBJECTS]
+    return [row for result in results for row in error_table(result["model"], result)]
+
+
 def result_file(name: str, objects: int, *, alone: bool = False) -> Path:
     return RESULTS / f"obedience_{OBJECTS[objects]}{'alone_' if alone else ''}{name}.json"
 
@@ -291,4 +299,5 @@ if __name__ == "__main__":
     further(arguments.suites, wanted, arguments.suite_prompts, arguments.batch_size)
     if {"obedience", "speed"} & set(arguments.suites):
         write_between("obedience", obedience_table())
+        write_csv(RESULTS / "obedience_errors.csv", error_rows())
     write_csv(RESULTS / "obedience_suites.csv", suite_rows())

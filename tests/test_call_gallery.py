@@ -3,15 +3,13 @@
 from typing import Any
 
 import pytest
+from recipe_module import recipe_module
 
 
 @pytest.fixture
-def gallery(repository, monkeypatch) -> Any:
+def gallery() -> Any:
     """The script that makes the pictures."""
-    monkeypatch.syspath_prepend(repository / "eval")
-    import call_gallery  # pyright: ignore[reportMissingImports]
-
-    return call_gallery
+    return recipe_module("eval/call_gallery.py")
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from recipe_module import recipe_module
 
 from vidgen.data.shapes import COLOURS, HELD_OUT_PAIRS, SHAPES, TRAINED_PAIRS, ShapesWorld
 from vidgen.eval.obedience import draw_prompts
+from vidgen.eval.oracle import Oracle
+from vidgen.eval.report import write_json
 from vidgen.training import DataConfig, GeneratorRun, TokenizerRun
 from vidgen.training.clips import training_clips, validation_clips
 from vidgen.training.models import check_held_out, fresh_pipeline, fresh_tokenizer
@@ -71,9 +74,8 @@ def test_models_that_saw_the_held_out_pairs_are_no_beginning(tmp_path):
         check_held_out("shapes-fsq")  # the built-in one
 
 
-def test_only_models_that_never_saw_the_pairs_are_asked_for_them(tmp_path, repository, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "eval")
-    from composition import held_out  # pyright: ignore[reportMissingImports]
+def test_only_models_that_never_saw_the_pairs_are_asked_for_them(tmp_path, repository):
+    held_out = recipe_module("eval/composition.py").held_out
 
     run = TokenizerRun(preset="shapes-fsq", output_dir=tmp_path, data=DataConfig(hold_out=True))
     (tmp_path / "model").mkdir()
@@ -85,9 +87,8 @@ def test_only_models_that_never_saw_the_pairs_are_asked_for_them(tmp_path, repos
         held_out(repository / "vidgen" / "pretrained" / "shapes-masked")
 
 
-def test_a_wrong_shape_that_the_colour_was_trained_with_counts_as_taken_for_it(repository, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "eval")
-    from composition import taken_for_trained  # pyright: ignore[reportMissingImports]
+def test_a_wrong_shape_that_the_colour_was_trained_with_counts_as_taken_for_it():
+    taken_for_trained = recipe_module("eval/composition.py").taken_for_trained
 
     def failed(asked: str, *seen: str) -> dict:
         prompt = f"a small {asked} moving left on a gray background"
@@ -102,12 +103,8 @@ def test_a_wrong_shape_that_the_colour_was_trained_with_counts_as_taken_for_it(r
     assert taken_for_trained([*prompts, *ignored]) == counted and taken_for_trained(ignored) == {}
 
 
-def test_the_table_of_composition_holds_every_model_that_was_asked(repository, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(repository / "eval")
-    import composition  # pyright: ignore[reportMissingImports]
-
-    from vidgen.eval.oracle import Oracle
-    from vidgen.eval.report import write_json
+def test_the_table_of_composition_holds_every_model_that_was_asked(tmp_path):
+    composition = recipe_module("eval/composition.py")
     from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
     tokenizer = TOKENIZER_PRESETS["shapes-fsq"].tiny().build()

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_module import recipe_module
 
 import vidgen
 from vidgen.data.digits import DigitScene, digit_classes
 from vidgen.eval.digit_obedience import draw_digit_scenes, evaluate_digits
+from vidgen.eval.report import write_json
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.training import DataConfig, GeneratorRun, TokenizerRun, train_generator, train_tokenizer
 
@@ -60,12 +62,8 @@ def test_class_presets_name_the_classes_in_the_order_of_the_labels():
         assert PIPELINE_PRESETS[name].classes[:10] == digit_classes((1,))
 
 
-def test_the_table_of_digits_holds_every_model_that_was_asked(repository, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(repository / "eval")
-    import digit_scores  # pyright: ignore[reportMissingImports]
-
-    from vidgen.eval.report import write_json
-
+def test_the_table_of_digits_holds_every_model_that_was_asked(tmp_path):
+    digit_scores = recipe_module("eval/digit_scores.py")
     for name, digits, by_class in (("one", 1, False), ("one", 2, False), ("other", 2, True)):
         read = read_number(digits, "staying still")
         asked = {"num_prompts": 8, "seed": 2, "digits": digits, "by_class": by_class, "name": name}

@@ -7,17 +7,15 @@ import sys
 from dataclasses import replace
 
 import pytest
+from recipe_module import recipe_module
 from test_training_generator import tiny_pipeline, tiny_run
 
 from vidgen.training import train_generator
 
 
 @pytest.fixture
-def analysis(monkeypatch, repository):
-    monkeypatch.syspath_prepend(str(repository / "eval"))
-    import error_analysis
-
-    return error_analysis
+def analysis():
+    return recipe_module("eval/error_analysis.py")
 
 
 def judged(prompt: str, **wrong: bool) -> dict:
@@ -38,6 +36,14 @@ def test_errors_are_counted_by_attribute_by_word_alone_and_as_confusions(analysi
     assert shares["alone", "shape"] == (1, 2) and shares["alone", "size"] == (0, 2)
     assert shares["confusion", "square > star"] == (2, 2)
     assert all(0 <= row["low"] <= row["share"] <= row["high"] <= 1 for row in rows)
+
+
+def test_a_table_goes_on_only_where_it_was_made_with_the_same_settings(analysis, tmp_path):
+    place = tmp_path / "errors.csv"
+    place.write_text("subject,objects\nceiling,1\n")
+    place.with_suffix(".json").write_text(json.dumps({"settings": "196 prompts, {}"}))
+    assert analysis.earlier_rows(place, "96 prompts, {}") == []
+    assert analysis.earlier_rows(place, "196 prompts, {}") == [{"subject": "ceiling", "objects": "1"}]
 
 
 @pytest.mark.slow

@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from recipe_module import recipe_module
 from tiny_models import pipeline as tiny_pipeline
 
 from vidgen.data.shapes import parse_caption
@@ -155,10 +155,8 @@ def test_a_tokenizer_lowers_the_ceiling_of_a_suite():
     assert evaluate_continuation(Oracle(pipe.video_tokenizer), num_prompts=3, seed=5)["kept"]["right"] == 0
 
 
-def test_scores_go_on_where_they_were_cut_off(tmp_path, monkeypatch, repository):
-    monkeypatch.syspath_prepend(str(Path(repository) / "eval"))
-    import scores
-
+def test_scores_go_on_where_they_were_cut_off(tmp_path, monkeypatch):
+    scores = recipe_module("eval/scores.py")
     made = []
     monkeypatch.setattr(scores, "RESULTS", tmp_path)
     monkeypatch.setattr(scores.vidgen, "load", lambda name: made.append(name))

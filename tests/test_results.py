@@ -8,6 +8,7 @@ import pytest
 from recipe_module import recipe_module
 
 import vidgen
+from vidgen.eval.report import write_csv
 from vidgen.nn.fingerprint import weights_sha256
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,11 @@ def test_scores_are_of_the_shipped_weights(scores: ModuleType, suite: str):
         result = json.loads((scores.RESULTS / f"{suite}_{name}.json").read_text())
         assert result["fingerprint"] == scores.fingerprint_of(*ASKED[suite], name), f"{name}: `make scores` again"
         assert result["model"].removesuffix(" (ceiling)") == name
+
+
+def test_the_table_of_errors_is_of_the_committed_scores(scores: ModuleType, tmp_path: Path):
+    write_csv(tmp_path / "errors.csv", scores.error_rows())
+    assert (tmp_path / "errors.csv").read_text() == (scores.RESULTS / "obedience_errors.csv").read_text()
 
 
 @pytest.mark.parametrize("clips", ["shapes_world", "real_clips"])
