@@ -5,7 +5,7 @@ import torch
 from test_pipelines import each_family, sample
 from tiny_models import FAMILIES, shake, tokenizer
 
-from vidgen.conditioning import ClassEncoder
+from vidgen.conditioning import ClassEncoder, WordTextEncoder
 from vidgen.pipelines import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 
@@ -34,3 +34,12 @@ def test_a_label_that_is_no_class_is_refused(family):
         sample(class_pipeline(family), prompt=None, class_label=3)
     with pytest.raises(ValueError, match="not both"):
         sample(class_pipeline(family), prompt="dog", class_label=1)
+
+
+def test_classes_begin_as_the_words_of_their_names():
+    words = WordTextEncoder(width=24, layers=1, heads=2)
+    encoder = ClassEncoder(("3", "3 7", "7"), width=24)
+    encoder.begin_as_words(words)
+    for name in encoder.class_names:
+        told = words.encode([name])
+        assert torch.allclose(encoder.encode([name]).states[0, 0], told.states[0][told.mask[0]].mean(dim=0), atol=1e-6)

@@ -265,7 +265,7 @@ def test_a_model_of_tasks_starts_from_one_without():
     assert all(torch.equal(tensor, taken[name]) for name, tensor in back.state_dict().items())
 
 
-def test_classes_after_words_have_fresh_states(tmp_path):
+def test_classes_after_words_keep_the_network_and_the_words_states(tmp_path):
     run = replace(
         tiny_run(tmp_path, classes=True), preset="shapes-masked", tokenizer="shapes-fsq", init_from="shapes-masked"
     )
@@ -273,3 +273,6 @@ def test_classes_after_words_have_fresh_states(tmp_path):
     assert pipe.text_encoder.class_names == SHAPE_CLASSES
     for name in ("transformer_blocks.0.attn.to_out.weight", "proj_out.to_logits.0.weight"):
         assert torch.equal(pipe.transformer.get_parameter(name), words.transformer.get_parameter(name))
+    circle = words.text_encoder.encode([SHAPE_CLASSES[0]])
+    mean = circle.states[0, circle.mask[0]].mean(dim=0)
+    assert torch.allclose(pipe.text_encoder.encode([SHAPE_CLASSES[0]]).states[0, 0], mean, atol=1e-5)

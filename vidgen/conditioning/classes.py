@@ -38,6 +38,13 @@ class ClassEncoder(TextEncoder, ConfigMixin):
         told = torch.tensor([bool(name) for name in prompts], device=self.device)
         return TextStates(self.embedding(labels)[:, None], told[:, None])
 
+    @torch.no_grad()
+    def begin_as_words(self, text_encoder: TextEncoder) -> None:
+        """Let each class begin as the mean of the states of its name, as a text encoder of the same width has them."""
+        told = text_encoder.encode(self.class_names)
+        mask = told.mask[..., None]
+        self.embedding.weight.copy_((told.states * mask).sum(dim=1) / mask.sum(dim=1))
+
     def name(self, label: int) -> str:
         """Name of a label; ValueError if there is none."""
         if not 0 <= label < len(self.class_names):

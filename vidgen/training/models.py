@@ -65,7 +65,8 @@ def decoder_around(source: str, name: str, preset: TokenizerPreset) -> Tokenizer
 def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     """The preset of a run on the run's tokenizer with fresh weights, or with those of `init_from`.
 
-    States of classes stay fresh when the earlier model was told words, and the other way round.
+    Classes begin as the words of their names when the earlier model was told words; words stay fresh when it was told
+    classes.
     """
     check_name(run.preset, PIPELINE_PRESETS)
     preset = PIPELINE_PRESETS[run.preset]
@@ -97,6 +98,8 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
         if told.trained_jointly and isinstance(told, ClassEncoder) == isinstance(before, ClassEncoder):
             take_weights(told, before, source=run.init_from)
             told.meet(before.config.get("vocabulary", ()))
+        elif isinstance(told, ClassEncoder) and told.width == before.width:
+            told.begin_as_words(before)
     return pipeline
 
 
