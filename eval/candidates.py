@@ -3,7 +3,8 @@
 For prompts of the selection split every model makes several candidates; the judge reads all of them. Rows: model,
 number of objects, rule of choice, candidates that it chooses from; share of prompts whose chosen video is all right,
 mean over the disjoint groups of so many candidates, with a 95 % bootstrap interval over prompts. Rules:
-    plausibility  `Generator.plausibility`, what `num_candidates` does
+    matcher       `Matcher.score` of the model's matcher, what `num_candidates` goes by where there is one
+    plausibility  `Generator.plausibility`, what it goes by without one
     difference    the same minus that without a prompt (what classifier-free guidance adds)
     any           a choice that knows the judge: right if one candidate is
 Rows of models that are not asked for stay in the table.
@@ -32,7 +33,7 @@ PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
 @torch.no_grad()
 def candidates_of(pipeline: Any, *, prompts: int, objects: int, candidates: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Which candidates are all right, `prompts candidates` bool, and what each rule thinks of them."""
-    rights, plausible, unprompted = [], [], []
+    rights, plausible, unprompted, matched = [], [], [], []
     for number, scene in enumerate(draw_prompts("selection", prompts, seed=SELECTION_SEED, objects=objects)):
         generators = [noise(SELECTION_SEED, number * candidates + index) for index in range(candidates)]
         call = {"num_videos_per_prompt": candidates, "num_candidates": 1, "generator": generators}
@@ -41,11 +42,19 @@ def candidates_of(pipeline: Any, *, prompts: int, objects: int, candidates: int)
         condition = Condition(states, mask)
         plausible.append(pipeline.judged(latents, condition))
         unprompted.append(pipeline.judged(latents, condition.without_text()))
+        if pipeline.matcher is not None:
+            matched.append(pipeline.matched(latents, None, [[(0, scene.caption)]], candidates))
         rights.append(
             torch.tensor([compare(detect(one), scene).all_right for one in videos_of(pipeline.decode(latents, "pt"))])
         )
     right, likely = torch.stack(rights), torch.stack(plausible)
-    return right, {"plausibility": likely, "difference": likely - torch.stack(unprompted), "any": right.float()}
+    rules = {"matcher": torch.stack(matched)} if matched else {}
+    return right, {
+        **rules,
+        "plausibility": likely,
+        "difference": likely - torch.stack(unprompted),
+        "any": right.float(),
+    }
 
 
 def table(right: Tensor, rules: dict[str, Tensor]) -> list[dict[str, Any]]:

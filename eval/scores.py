@@ -9,6 +9,7 @@ share with a 95 % Wilson interval:
     long            65 frames by `pipe.extend`, judged in four segments
     continuation    five first frames are given: is their object kept
     speed           seconds for one video on two threads
+    matching        does the matcher tell a scene from near misses
 The ceiling is the tokenizer: rendered videos of the same prompts, encoded and decoded, before the same judge. A result
 file of the same weights and settings is not made again, so a call that was cut off goes on when it is repeated. What
 `vidgen models` shows goes to `scores.json` beside the weights.
@@ -33,6 +34,7 @@ from vidgen.data.shapes import ShapesWorld
 from vidgen.eval.clips import ClipSet, clips_from_dataset, clips_from_files
 from vidgen.eval.continuation_obedience import evaluate_continuation
 from vidgen.eval.long_obedience import evaluate_long
+from vidgen.eval.matching import evaluate_matching
 from vidgen.eval.obedience import TEST_SEED, evaluate_obedience
 from vidgen.eval.oracle import Oracle
 from vidgen.eval.perceptual import SqueezeNetDistance
@@ -51,6 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "eval" / "results"
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
 TOKENIZERS = ("shapes-fsq", "shapes-kl")  # of these pipelines
+MATCHER = "shapes-matcher"  # by which they choose
 RECONSTRUCTED = (*TOKENIZERS, "worlds-fsq")
 # one clip of each real source of the shared folder, those without damage
 REAL_CLIPS = (
@@ -83,7 +86,7 @@ OBJECTS = {1: "", 2: "two_objects_"}  # number of objects in a prompt, and what 
 ALONE = {"num_candidates": 1}  # how a call does without a choice, which pipelines are scored for as well
 
 
-SUITES = ("reconstruction", "obedience", "timelines", "long", "continuation", "speed")
+SUITES = ("reconstruction", "obedience", "timelines", "long", "continuation", "speed", "matching")
 SPEED_PROMPTS = 5
 
 
@@ -113,6 +116,14 @@ def further(suites: list[str], names: list[str], prompts: int, batch_size: int) 
             score(place, name, evaluate_continuation, {"num_prompts": prompts}, batch_size=batch_size)
         if "speed" in suites and name in PIPELINES:
             score(RESULTS / f"speed_{name}.json", name, measure_sampling, {"num_prompts": SPEED_PROMPTS})
+
+
+def matching(prompts: int) -> None:
+    """Score the matcher."""
+    result = score(RESULTS / f"matching_{MATCHER}.json", MATCHER, evaluate_matching, {"num_prompts": prompts})
+    write_json(
+        PRETRAINED / MATCHER / "scores.json", {"summary": f"caption above near miss {percent(result['ranked'])}"}
+    )
 
 
 def score(
@@ -152,7 +163,7 @@ def answers(result: dict[str, Any]) -> dict[str, float]:
     """The shares of a result that say most."""
     shares = {**result.get("attributes", {}), **result}
     found = {key: shares[key]["share"] for key in HEADINGS if key in shares}
-    found |= {key: shares[key]["share"] for key in ("switched", "kept") if key in shares}
+    found |= {key: shares[key]["share"] for key in ("switched", "kept", "ranked") if key in shares}
     return found | ({"seconds": shares["seconds"]["median"]} if "seconds" in shares else {})
 
 
@@ -293,7 +304,10 @@ if __name__ == "__main__":
     place = Path(os.environ.get("VIDGEN_SHARED", ROOT.parent / "shared"))
     if arguments.only is None and "reconstruction" in arguments.suites:
         write_between("reconstruction", reconstruction_table(reconstruction(place if place.is_dir() else None)))
-    wanted = [*PIPELINES, *TOKENIZERS] if arguments.only is None else arguments.only
+    wanted = [*PIPELINES, *TOKENIZERS, MATCHER] if arguments.only is None else arguments.only
+    if "matching" in arguments.suites and MATCHER in wanted:
+        matching(arguments.suite_prompts)
+    wanted = [name for name in wanted if name != MATCHER]
     if "obedience" in arguments.suites:
         obedience(wanted, arguments.prompts, arguments.batch_size)
     further(arguments.suites, wanted, arguments.suite_prompts, arguments.batch_size)

@@ -1,8 +1,8 @@
 """Put a trained model among the built-in ones: `python pipelines/ship.py runs/NAME NAME`.
 
 Weights are rounded to bf16. A pipeline leaves its video tokenizer out and names the built-in one in `shared.json`,
-which has to be the one that it was trained on. With the weights come `run.json`, which is enough to train the model
-again, and `made.json`: command, commit, device.
+whose tokens have to be those that it was trained on (the decoder may be another one), and the matcher of its preset.
+With the weights come `run.json`, which is enough to train the model again, and `made.json`: command, commit, device.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 import vidgen
 from vidgen.eval.report import environment_stamp
 from vidgen.loading import PRETRAINED
+from vidgen.matchers import Matcher
 from vidgen.nn.fingerprint import weights_sha256
 from vidgen.pipelines import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
@@ -31,6 +32,7 @@ def ship(run: Path, name: str) -> Path:
     model: Any = vidgen.load(run / "model")
     model.to(dtype=torch.bfloat16)
     if isinstance(model, VideoPipeline):
+        model.register_modules(matcher=None)  # shared, as the tokenizer is
         check_tokenizer(model, PIPELINE_PRESETS[name].tokenizer, run)
         # The sampling settings of today, not those of the day the training began.
         model.register_to_config(defaults=PIPELINE_PRESETS[name].defaults)
@@ -38,11 +40,14 @@ def ship(run: Path, name: str) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     model.save_pretrained(folder)
-    recipe = "tokenizers/train.py"
+    recipe = "pipelines/train_matcher.py" if isinstance(model, Matcher) else "tokenizers/train.py"
     if isinstance(model, VideoPipeline):
         recipe = "pipelines/train.py"
         shutil.rmtree(folder / "video_tokenizer")
-        shared = {"video_tokenizer": PIPELINE_PRESETS[name].tokenizer}
+        preset = PIPELINE_PRESETS[name]
+        shared = {"video_tokenizer": preset.tokenizer}
+        if preset.matcher is not None:
+            shared["matcher"] = preset.matcher
         (folder / "shared.json").write_text(json.dumps(shared, indent=2) + "\n")
     shutil.copy(run / "run.json", folder / "run.json")
     settings = json.loads((run / "run.json").read_text())
@@ -56,15 +61,20 @@ def ship(run: Path, name: str) -> Path:
 
 
 def check_tokenizer(pipeline: VideoPipeline, name: str, run: Path) -> None:
-    """ValueError if the pipeline's video tokenizer is not the built-in one of that name, both rounded to bf16."""
+    """ValueError if the pipeline's video tokenizer has other tokens than the built-in one of that name, in bf16."""
     builtin: Any = vidgen.load(name)
-    theirs, ours = weights_sha256(pipeline.video_tokenizer), weights_sha256(builtin.to(dtype=torch.bfloat16))
+    theirs, ours = tokens_sha256(pipeline.video_tokenizer), tokens_sha256(builtin.to(dtype=torch.bfloat16))
     if theirs != ours:
         raise ValueError(
-            f"{run} was trained on a video tokenizer with the weights {theirs[:12]}…, and the built-in {name} has "
-            f"{ours[:12]}…; put its own among the built-in ones first (pipelines/ship.py RUN {name}), or train on "
-            f"--tokenizer {name}"
+            f"{run} was trained on a video tokenizer whose tokens come from the weights {theirs[:12]}…, and the "
+            f"built-in {name} has {ours[:12]}…; put its own among the built-in ones first (pipelines/ship.py RUN "
+            f"{name}), or train on --tokenizer {name}"
         )
+
+
+def tokens_sha256(tokenizer: Any) -> str:
+    """Hash of all weights of a tokenizer that decide its tokens: all but the decoder's."""
+    return weights_sha256(tokenizer, without=("decoder.",))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ def test_scores_are_of_the_shipped_weights(scores: ModuleType, suite: str):
         assert result["model"].removesuffix(" (ceiling)") == name
 
 
+def test_scores_of_the_matcher_are_of_the_shipped_weights(scores: ModuleType):
+    result = json.loads((scores.RESULTS / f"matching_{scores.MATCHER}.json").read_text())
+    expected = scores.fingerprint_of("evaluate_matching", {"num_prompts": 100}, scores.MATCHER)
+    assert result["fingerprint"] == expected, "`make scores` again"
+
+
 def test_the_table_of_errors_is_of_the_committed_scores(scores: ModuleType, tmp_path: Path):
     write_csv(tmp_path / "errors.csv", scores.error_rows())
     assert (tmp_path / "errors.csv").read_text() == (scores.RESULTS / "obedience_errors.csv").read_text()

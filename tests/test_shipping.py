@@ -63,11 +63,28 @@ def test_a_pipeline_is_shipped_with_the_tokenizer_that_it_was_trained_on_alone(s
     pipeline.save_pretrained(run / "model")
     (run / "run.json").write_text(json.dumps({"preset": name, "steps": 1}))
     folder = ship.ship(run, name)
-    assert json.loads((folder / "shared.json").read_text()) == {"video_tokenizer": PIPELINE_PRESETS[name].tokenizer}
+    preset = PIPELINE_PRESETS[name]
+    expected = {"video_tokenizer": preset.tokenizer, "matcher": preset.matcher}
+    assert json.loads((folder / "shared.json").read_text()) == expected
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "scheduler",
+        "text_encoder",
+        "transformer",
+    ]
     shipped = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with torch.no_grad():
-        next(iter(pipeline.video_tokenizer.parameters())).mul_(1.25)
+        next(iter(pipeline.video_tokenizer.encoder.parameters())).mul_(1.25)
     pipeline.save_pretrained(run / "model")
-    with pytest.raises(ValueError, match="trained on a video tokenizer with the weights"):
+    with pytest.raises(ValueError, match="trained on a video tokenizer whose tokens come from the weights"):
         ship.ship(run, name)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == shipped
+
+
+def test_a_pipeline_whose_tokenizer_got_another_decoder_is_shipped(ship: ModuleType, tmp_path: Path):
+    run, name = tmp_path / "run", "shapes-masked"
+    pipeline = vidgen.load(name)
+    with torch.no_grad():
+        next(iter(pipeline.video_tokenizer.decoder.parameters())).mul_(1.25)
+    pipeline.save_pretrained(run / "model")
+    (run / "run.json").write_text(json.dumps({"preset": name, "steps": 1}))
+    assert ship.ship(run, name).is_dir()

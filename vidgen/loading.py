@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vidgen.conditioning import TransformersTextEncoder
+from vidgen.matchers import MATCHERS, Matcher
+from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.nn.memory import own_memory
 from vidgen.pipelines import PIPELINES, Cascade, VideoPipeline
 from vidgen.pipelines.cascade import DESCRIPTION, stage_from
@@ -26,15 +28,17 @@ from vidgen.tokenizers.diffusers_autoencoder import (
 )
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
+Model = Tokenizer | VideoPipeline | Cascade | Matcher
 PRETRAINED = Path(__file__).parent / "pretrained"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OPTIONS = frozenset(  # those of diffusers, and the components of a pipeline
     ("dtype", "torch_dtype", "variant", "revision", "cache_dir", "token", "local_files_only", "force_download")
     + ("proxies", "use_safetensors", "low_cpu_mem_usage", "device_map", "max_memory", "offload_folder")
     + ("offload_state_dict", "subfolder", "quantization_config", "disable_mmap")
-    + ("video_tokenizer", "text_encoder", "transformer", "scheduler")
+    + ("video_tokenizer", "text_encoder", "transformer", "scheduler", "matcher")
 )
 OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # say how files get here
+ALL_PRESETS: dict[str, Any] = {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **CASCADE_PRESETS, **MATCHER_PRESETS}
 DIFFUSERS = "diffusers:"  # before the folder or hub id of a public autoencoder
 
 
@@ -43,8 +47,8 @@ def builtin_names() -> list[str]:
     return sorted(folder.name for folder in PRETRAINED.glob("*") if is_model(folder))
 
 
-def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
-    """A tokenizer, a pipeline or a cascade, ready for inference, in fp32 on the CPU unless `kwargs` say otherwise.
+def load(name_or_dir: str | Path, **kwargs: Any) -> Model:
+    """A tokenizer, pipeline, cascade or matcher, ready for inference, in fp32 on the CPU unless `kwargs` say otherwise.
 
     Args:
         name_or_dir: a built-in name (`builtin_names`), a folder that `save_pretrained` wrote, or a hub id `owner/name`;
@@ -64,16 +68,17 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Tokenizer | VideoPipeline | 
         folder = Path(name_or_dir)
     if not folder.exists() and looks_like_hub_id(str(name_or_dir)):
         return load_from_hub(str(name_or_dir), **kwargs)
-    if not folder.exists() and str(name_or_dir) in {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **CASCADE_PRESETS}:
+    if not folder.exists() and str(name_or_dir) in ALL_PRESETS:
         raise ValueError(
-            f"{name_or_dir} is a preset, which has no weights yet: train it (`vidgen train-tokenizer` or `vidgen "
-            f"train-generator`), or take fresh ones by vidgen.build({str(name_or_dir)!r})"
+            f"{name_or_dir} is a preset, which has no weights yet: train it (`vidgen train-tokenizer`, `vidgen "
+            f"train-generator` or `vidgen train-matcher`), or take fresh ones by vidgen.build({str(name_or_dir)!r})"
         )
     if not folder.exists():
         raise ValueError(f"unknown model {str(name_or_dir)!r}; {suggestion(str(name_or_dir), builtin_names())}")
     if not is_model(folder):
         raise ValueError(
-            f"{folder} is not a model: expected a folder with model_index.json (pipeline) or config.json (tokenizer)"
+            f"{folder} is not a model: expected a folder with model_index.json (pipeline) or config.json (tokenizer or "
+            "matcher)"
         )
     return load_folder(folder, **kwargs)
 
@@ -95,17 +100,17 @@ def checked_options(options: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def load_folder(folder: Path, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
+def load_folder(folder: Path, **kwargs: Any) -> Model:
     if (folder / DESCRIPTION).is_file():
         return load_cascade(folder, **kwargs)
     if (folder / "model_index.json").is_file():
         return load_pipeline(folder, **kwargs)
-    model = class_named(folder / "config.json", TOKENIZERS)
+    model = class_named(folder / "config.json", (*TOKENIZERS, *MATCHERS))
     check_weights(folder, model)
-    tokenizer = model.from_pretrained(folder, **kwargs).eval()
-    check_finite(folder, tokenizer)
-    own_memory(tokenizer)
-    return tokenizer
+    loaded = model.from_pretrained(folder, **kwargs).eval()
+    check_finite(folder, loaded)
+    own_memory(loaded)
+    return loaded
 
 
 def load_autoencoder(name_or_dir: str, **kwargs: Any) -> DiffusersAutoencoderTokenizer:
@@ -213,7 +218,7 @@ def shared_components(folder: Path) -> dict[str, str]:
     return {name: str(model) for name, model in read_json(described).items()} if described.is_file() else {}
 
 
-def load_from_hub(name: str, **kwargs: Any) -> Tokenizer | VideoPipeline | Cascade:
+def load_from_hub(name: str, **kwargs: Any) -> Model:
     return load_folder(hub_folder(name, kwargs), **kwargs)
 
 
@@ -233,16 +238,15 @@ def hub_folder(name: str, options: dict[str, Any], *, allow_patterns: list[str] 
         ) from error
 
 
-def build(preset: str) -> Tokenizer | VideoPipeline | Cascade:
+def build(preset: str) -> Model:
     """Any preset, freshly initialised from the global generator (`torch.manual_seed` fixes it).
 
     Raises:
         ValueError: no such preset; the nearest names are listed.
     """
-    presets = {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **CASCADE_PRESETS}
-    if preset in presets:
-        return presets[preset].build()
-    raise ValueError(f"unknown preset {preset!r}; {suggestion(preset, sorted(presets))}")
+    if preset in ALL_PRESETS:
+        return ALL_PRESETS[preset].build()
+    raise ValueError(f"unknown preset {preset!r}; {suggestion(preset, sorted(ALL_PRESETS))}")
 
 
 def is_model(folder: Path) -> bool:

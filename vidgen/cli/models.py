@@ -28,31 +28,37 @@ def run(command: Command) -> None:
 
 
 def built_in_models() -> list[tuple[str, str, str]]:
-    """Name, kind, class, size and scores of every model in `vidgen/pretrained`; tokenizers first."""
-    tokenizers, pipelines = [], []
+    """Name, kind, class, size and scores of every model in `vidgen/pretrained`; tokenizers first, matchers last."""
+    rows: dict[str, list[tuple[str, str, str]]] = {"tokenizer": [], "pipeline": [], "matcher": []}
     for folder in sorted(path for path in PRETRAINED.iterdir() if path.is_dir()):
         megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
         if (folder / "model_index.json").is_file():
-            kind, rows, config = "pipeline", pipelines, folder / "model_index.json"
+            config = folder / "model_index.json"
         elif (folder / "config.json").is_file():
-            kind, rows, config = "tokenizer", tokenizers, folder / "config.json"
+            config = folder / "config.json"
         else:
             continue
         class_name = json.loads(config.read_text())["_class_name"]
+        kind = next(kind for kind in rows if class_name.lower().endswith(kind))
         about = f"{class_name}, {megabytes:.1f} MB"
         scores = folder / "scores.json"  # a model that was shipped a moment ago has none yet
         if scores.is_file():
             about += f"; {json.loads(scores.read_text())['summary']}"
-        rows.append((folder.name, kind, about))
-    return tokenizers + pipelines
+        rows[kind].append((folder.name, kind, about))
+    return [row for of_kind in rows.values() for row in of_kind]
 
 
 def presets() -> list[tuple[str, str, str]]:
     """Name, kind and description of every preset; tokenizers first."""
+    from vidgen.matchers.presets import MATCHER_PRESETS
     from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
     from vidgen.pipelines.presets import PIPELINE_PRESETS
     from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
-    tokenizers = [(name, "tokenizer", preset.about) for name, preset in TOKENIZER_PRESETS.items()]
-    pipelines = [(name, "pipeline", preset.about) for name, preset in PIPELINE_PRESETS.items()]
-    return tokenizers + pipelines + [(name, "cascade", preset.about) for name, preset in CASCADE_PRESETS.items()]
+    kinds = {
+        "tokenizer": TOKENIZER_PRESETS,
+        "pipeline": PIPELINE_PRESETS,
+        "cascade": CASCADE_PRESETS,
+        "matcher": MATCHER_PRESETS,
+    }
+    return [(name, kind, preset.about) for kind, named in kinds.items() for name, preset in named.items()]

@@ -7,7 +7,7 @@ Grammar, for one object and for two:
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,47 @@ def sample_scene(
     return Scene(objects=tuple(drawn), background=draw(list(BACKGROUNDS)))
 
 
+def near_miss(scene: Scene, *, generator: torch.Generator, hold_out: frozenset[tuple[str, str]] = frozenset()) -> Scene:
+    """Another scene that differs from `scene` in one thing: one word of an object or of the background, a word that two
+    objects exchange, one object more, or one less; each kind is drawn as often. Pairs of `hold_out` never occur in it.
+    """
+    while True:
+        items: list[ShapeObject | None] = [*scene.objects]
+        background = scene.background
+        kind = _drawn((*_WORDS, "background", "exchange", "number"), generator)
+        which = int(torch.randint(len(items), (), generator=generator))
+        if kind == "background":
+            background = _drawn(tuple(BACKGROUNDS), generator)
+        elif kind == "number":
+            extra = sample_scene(generator=generator, objects=(1,)).objects[0]
+            items = items[which : which + 1] if len(items) == 2 else [*items, extra]
+        elif kind == "exchange":
+            word = _drawn(tuple(_WORDS), generator)
+            values = [getattr(item, word) for item in reversed(scene.objects)]
+            items = [_with(item, word, value) for item, value in zip(scene.objects, values, strict=True)]
+        else:
+            items[which] = _with(scene.objects[which], kind, _drawn(_WORDS[kind], generator))
+        objects = tuple(item for item in items if item is not None)
+        pairs = {(item.colour, item.shape) for item in objects}
+        whole = len(objects) == len(items) == len({item.colour for item in objects})
+        same = background == scene.background and set(objects) == set(scene.objects)
+        if whole and not same and not pairs & hold_out:
+            return Scene(objects=objects, background=background)
+
+
+_WORDS = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
+
+
+def _drawn(choices: tuple[str, ...], generator: torch.Generator) -> str:
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
+def _with(item: ShapeObject, word: str, value: str) -> ShapeObject | None:
+    """The object with another word; `None` for a circle that would spin."""
+    words = {**asdict(item), word: value}
+    return None if (words["shape"], words["motion"]) == ("circle", "spinning") else ShapeObject(**words)
+
+
 def render(scene: Scene, *, num_frames: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Draw a scene; the generator decides what the caption leaves open (places, exact distances, turning sense).
 
@@ -189,6 +230,7 @@ class ShapesWorld(Dataset):
         objects: allowed numbers of objects, each 1 or 2; name a number twice to draw it twice as often.
         hold_out: (colour, shape) pairs that never occur.
         favour: words of objects that are drawn more often: twice as often if named once, three times if named twice.
+        near_misses: so many captions of other scenes that differ in little come with each item, as `"near_misses"`.
     """
 
     def __init__(
@@ -202,6 +244,7 @@ class ShapesWorld(Dataset):
         length: int = 1_000_000,
         hold_out: frozenset[tuple[str, str]] = frozenset(),
         favour: tuple[str, ...] = (),
+        near_misses: int = 0,
     ) -> None:
         if not objects or not set(objects) <= {1, 2}:
             raise ValueError(f"objects lists the allowed numbers of objects, each 1 or 2; got {objects!r}")
@@ -216,7 +259,7 @@ class ShapesWorld(Dataset):
             raise ValueError(f"favour takes words of objects ({words}); got {strange[0]!r}")
         self.num_frames, self.height, self.width = num_frames, height, width
         self.objects, self.seed, self.length = objects, seed, length
-        self.hold_out, self.favour = hold_out, favour
+        self.hold_out, self.favour, self.near_misses = hold_out, favour, near_misses
 
     def __len__(self) -> int:
         return self.length
@@ -227,6 +270,9 @@ class ShapesWorld(Dataset):
         scene, generator = self._scene(index)
         video = render(scene, num_frames=self.num_frames, height=self.height, width=self.width, generator=generator)
         item = {"video": video, "caption": scene.caption, "id": f"shapes-{self.seed}-{index}"}
+        if self.near_misses:
+            others = [near_miss(scene, generator=generator, hold_out=self.hold_out) for _ in range(self.near_misses)]
+            item["near_misses"] = [other.caption for other in others]
         if self.objects != (1,):
             return item
         return item | {"class_label": SHAPE_CLASSES.index(f"{scene.objects[0].colour} {scene.objects[0].shape}")}

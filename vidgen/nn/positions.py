@@ -24,6 +24,11 @@ def positions(coordinates: Tensor, unit: tuple[int, int, int]) -> Tensor:
     return torch.cat([first.unsqueeze(1), in_tokens[:, 1:]], dim=1)
 
 
+def grid_places(grid: tuple[int, int, int], *, device: torch.device) -> Tensor:
+    """`n 3`: (t, y, x) of the tokens of a grid in raster order, in tokens."""
+    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid)).float()
+
+
 def axis_channels(channels: int) -> tuple[int, int, int]:
     """Split channels over t, y, x in even shares; what does not divide goes to space."""
     in_time = channels // 3 // 2 * 2

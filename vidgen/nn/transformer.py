@@ -135,6 +135,22 @@ class FeedForward(nn.Module):
         return self.to_out(gated_silu(self.to_hidden(x)))
 
 
+class Block(nn.Module):
+    """Pre-norm block: x + self-attention over a 3D pattern, + feed-forward."""
+
+    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
+        super().__init__()
+        self.norm_attn = RMSNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm_ff = RMSNorm(width)
+        self.ff = FeedForward(width, expansion=expansion)
+
+    def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary) -> Tensor:
+        """`b n d -> b n d`; `turns` are `rotary` of the places of the tokens."""
+        x = x + self.attn(self.norm_attn(x), pattern, turns)
+        return x + self.ff(self.norm_ff(x))
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm block: x + self-attention (or `mixer` in its place), + cross-attention, + feed-forward."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vidgen.conditioning import Condition, TextEncoder
 from vidgen.generators.sequence import AutoregressiveGenerator, at_positions, stacked, with_negatives
 from vidgen.latents import VideoSize
+from vidgen.matchers.base import Matcher
 from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, first_tokens
 from vidgen.pipelines.given import VideoInput
@@ -31,6 +32,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         transformer: predicts the tokens.
         scheduler: the order of the tokens and where guidance acts.
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
+        matcher: chooses between candidates; without one the transformer itself does.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         transformer: AutoregressiveGenerator,
         scheduler: AutoregressiveScheduler,
         defaults: dict[str, Any] | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         super().__init__()
         self.register(
@@ -48,6 +51,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             transformer=transformer,
             scheduler=scheduler,
             defaults=defaults,
+            matcher=matcher,
         )
 
     @torch.no_grad()
@@ -111,8 +115,9 @@ class AutoregressiveVideoPipeline(VideoPipeline):
             strength: edit the video: this share of its tokens, the last ones, is made anew. Pixels that a mask says
                 are known stay.
             temperature, top_k, top_p: how tokens are drawn, see `SamplingRule`.
-            num_candidates: videos made for each that comes back, the one that the network itself finds most plausible
-                (`Generator.plausibility`), at as many times the time and memory; 1 = no choice.
+            num_candidates: videos made for each that comes back, at as many times the time and memory; 1 = no choice.
+                The matcher chooses the one that shows best what the prompt says; without a matcher or words the
+                network itself the one that it finds most plausible (`Generator.plausibility`).
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -224,7 +229,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 progress.update()
 
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
-        sample, known = self.choose(sample[:, order.positions], known, condition, size, candidates)
+        sample, known = self.choose(sample[:, order.positions], known, condition, size, candidates, prompt)
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vidgen.conditioning import TextEncoder
 from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
+from vidgen.matchers.base import Matcher
 from vidgen.nn.memory import own_memory
 from vidgen.nn.random import seeded
 from vidgen.pipelines.candidates import ChosenVideo
@@ -33,12 +34,14 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | Pipel
 class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
-    model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer"
+    model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer->matcher"
+    _optional_components: ClassVar[list[str]] = ["matcher"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     video_tokenizer: Tokenizer
     text_encoder: TextEncoder
     transformer: Generator
+    matcher: Matcher | None
 
     def register(
         self,
@@ -48,6 +51,7 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
         transformer: Generator,
         scheduler: Any,
         defaults: dict[str, Any] | None,
+        matcher: Matcher | None = None,
     ) -> None:
         """Keep the components; `defaults` are values for arguments that a call leaves out.
 
@@ -57,7 +61,11 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
         if unknown:
             raise ValueError(f"defaults may hold {', '.join(DEFAULTABLE)}; got {', '.join(unknown)}")
         self.register_modules(
-            video_tokenizer=video_tokenizer, text_encoder=text_encoder, transformer=transformer, scheduler=scheduler
+            video_tokenizer=video_tokenizer,
+            text_encoder=text_encoder,
+            transformer=transformer,
+            scheduler=scheduler,
+            matcher=matcher,
         )
         self.register_to_config(defaults=dict(defaults or {}))
         self.video_processor = VideoProcessor(do_resize=False)
@@ -74,7 +82,7 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "VideoPipeline":
         """As diffusers', which leaves components behind whose class is not exactly the annotated one."""
-        names = ["video_tokenizer", "text_encoder", *(["transformer"] if isinstance(pipeline, cls) else [])]
+        names = ["video_tokenizer", "text_encoder", "matcher", *(["transformer"] if isinstance(pipeline, cls) else [])]
         kept = {name: pipeline.components[name] for name in names if name not in kwargs}
         return super().from_pipe(pipeline, **kept, **kwargs)  # pyright: ignore[reportReturnType]
 
@@ -234,11 +242,13 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
     @torch.no_grad()
     def decode(self, latents: Latents, output_type: str = "pil", known: tuple[Tensor, Tensor] | None = None) -> Frames:
         """Frames of latents; `known` pixels (video, where) come back unchanged, and guide a decoder that can be."""
-        if known is None:
-            video = torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
-        else:
-            video = self.video_tokenizer.decode_known(self.to_tokenizer(latents), *known)
-        return self.video_processor.postprocess_video(video, output_type=output_type)
+        return self.video_processor.postprocess_video(self.pixels(latents, known), output_type=output_type)
+
+    def pixels(self, latents: Latents, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Video `b 3 t h w` of latents, about in [-1, 1]; `known` as in `decode`."""
+        if known is not None:
+            return self.video_tokenizer.decode_known(self.to_tokenizer(latents), *known)
+        return torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
 
     def finish(
         self,

@@ -1,14 +1,18 @@
-"""Several candidates for each video, of which the one stays that the network itself finds most plausible."""
+"""Several candidates for each video, of which the one stays that shows the prompt best, or is most plausible."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vidgen.conditioning import Condition
 from vidgen.latents import Latents, VideoSize
+from vidgen.matchers.base import Matcher
 from vidgen.nn.random import seeded
 from vidgen.pipelines.offload import bring_onto_device
+from vidgen.pipelines.prompting import Prompt
+from vidgen.pipelines.timeline import is_timeline
 
 KnownPixels = tuple[Tensor, Tensor] | None
 
@@ -18,8 +22,11 @@ class ChosenVideo:
 
     interrupt: bool
     transformer: Any
+    matcher: Matcher | None
     default: Any
     to_latents: Any
+    pixels: Any
+    _execution_device: torch.device
 
     def checked_candidates(self, num_candidates: int | None, latents: Tensor | None, *, of_noise: bool = False) -> int:
         """How many videos to make for each one that comes back; `latents` that a caller gives may be `of_noise`."""
@@ -36,18 +43,31 @@ class ChosenVideo:
         return num_candidates
 
     def choose(
-        self, tokens: Tensor, known: KnownPixels, condition: Condition, size: VideoSize, candidates: int
+        self,
+        tokens: Tensor,
+        known: KnownPixels,
+        condition: Condition,
+        size: VideoSize,
+        candidates: int,
+        prompt: Prompt | None,
     ) -> tuple[Tensor, KnownPixels]:
-        """Of each `candidates` successive rows the most plausible one, and the known pixels of those that stay.
+        """Of each `candidates` successive rows the best one, and the known pixels of those that stay.
 
-        A run that was interrupted is not judged: its first candidates stay.
+        The matcher judges by the prompt; where there is none of either, the network that made them does. A run that was
+        interrupted is not judged: its first candidates stay.
         """
         if candidates == 1:
             return tokens, known
         first = torch.arange(0, len(tokens), candidates, device=tokens.device)
         best = first
         if not self.interrupt:
-            best = first + self.judged(self.to_latents(tokens, size), condition).view(-1, candidates).argmax(dim=1)
+            latents = self.to_latents(tokens, size)
+            texts = texts_of(prompt)
+            if self.matcher is None or texts is None:
+                scores = self.judged(latents, condition)
+            else:
+                scores = self.matched(latents, known, texts, candidates)
+            best = first + scores.view(-1, candidates).argmax(dim=1)
         return tokens[best], None if known is None else (known[0][::candidates], known[1][::candidates])
 
     def judged(self, latents: Latents, condition: Condition) -> Tensor:
@@ -55,3 +75,38 @@ class ChosenVideo:
         bring_onto_device(self.transformer)
         latents = latents.to(condition.states.device, self.transformer.dtype)
         return self.transformer.plausibility(latents, condition, generators=seeded([0] * len(latents)))
+
+    def matched(self, latents: Latents, known: KnownPixels, texts: list[list[tuple[int, str]]], group: int) -> Tensor:
+        """`b`: log-odds that the decoded videos show what was asked for, all of `texts` at their time; `group` videos
+        are decoded at once.
+
+        Args:
+            texts: (first frame, text) of each prompt; successive videos are of one prompt.
+        """
+        each = len(latents) // len(texts)
+        scores = []
+        for start in range(0, len(latents), group):
+            rows = slice(start, start + group)
+            video = self.pixels(latents[rows], None if known is None else (known[0][rows], known[1][rows])).clamp(-1, 1)
+            bring_onto_device(self.matcher)  # pyright: ignore[reportArgumentType]
+            scores.append(self.log_match(video.to(self._execution_device), texts[start // each]))
+        return torch.cat(scores)
+
+    def log_match(self, video: Tensor, texts: list[tuple[int, str]]) -> Tensor:
+        """`b`: log-odds that videos show a text, or log-probability that they show several, each at its time."""
+        assert self.matcher is not None
+        ends = [*(frame for frame, _ in texts[1:]), video.shape[2]]
+        scores = [
+            self.matcher.score(video[:, :, frame:end], [text] * len(video))
+            for (frame, text), end in zip(texts, ends, strict=True)
+        ]
+        return scores[0] if len(scores) == 1 else torch.stack([F.logsigmoid(score) for score in scores]).sum(dim=0)
+
+
+def texts_of(prompt: Prompt | None) -> list[list[tuple[int, str]]] | None:
+    """(First frame, text) of each prompt; `None` where one says nothing, as embeddings do."""
+    if prompt is None:
+        return None
+    prompts: Any = [prompt] if isinstance(prompt, str) or is_timeline(prompt) else prompt
+    texts = [one if is_timeline(one) else [(0, one)] for one in prompts]
+    return texts if all(text.strip() for of_prompt in texts for _, text in of_prompt) else None

@@ -13,6 +13,7 @@ from vidgen.conditioning import TextEncoder, TokenState
 from vidgen.generators import DiffusionTransformer
 from vidgen.generators.layouts import FrameCausal
 from vidgen.latents import VideoSize
+from vidgen.matchers.base import Matcher
 from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.random import Generators, randn
 from vidgen.nn.reduced_attention import ReductionRun, TokenReduction
@@ -41,6 +42,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         transformer: predicts the tokens.
         scheduler: diffusers' Euler steps along the flow, or any that fits what the transformer predicts.
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
+        matcher: chooses between candidates; without one the transformer itself does.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         transformer: DiffusionTransformer,
         scheduler: SchedulerMixin,
         defaults: dict[str, Any] | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         super().__init__()
         self.register(
@@ -58,6 +61,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             transformer=transformer,
             scheduler=scheduler,
             defaults=defaults,
+            matcher=matcher,
         )
         if transformer is not None and scheduler is not None:
             denoising.check_prediction(scheduler, transformer.training_objective.prediction_type)
@@ -126,8 +130,9 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             strength: edit the video: its tokens start at this noise level (before the scheduler's shift), or, of
                 samplers without noise levels, this share of the steps is taken. Pixels that a mask says are known stay.
             token_reduction: leave similar tokens out of full attention, for speed at some loss.
-            num_candidates: videos made for each that comes back, the one that the network itself finds most plausible
-                (`Generator.plausibility`), at as many times the time and memory; 1 = no choice.
+            num_candidates: videos made for each that comes back, at as many times the time and memory; 1 = no choice.
+                The matcher chooses the one that shows best what the prompt says; without a matcher or words the
+                network itself the one that it finds most plausible (`Generator.plausibility`).
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -255,7 +260,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                 for branch, cache in caches.items():
                     self.remember(cache, made[-1], here, branch_inputs(inputs, branch, texts, masks))
 
-        sample, known = self.choose(torch.cat(made, dim=1), known, condition, size, candidates)
+        sample, known = self.choose(torch.cat(made, dim=1), known, condition, size, candidates, prompt)
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

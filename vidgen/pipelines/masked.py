@@ -12,6 +12,7 @@ from vidgen.conditioning import Condition, TextEncoder, known_mask, task_numbers
 from vidgen.conditioning.tasks import check_task
 from vidgen.generators import MaskedTransformer
 from vidgen.latents import VideoSize
+from vidgen.matchers.base import Matcher
 from vidgen.pipelines.base import StepCallback, VideoPipeline
 from vidgen.pipelines.editing import check_strength, remasked
 from vidgen.pipelines.given import VideoInput
@@ -32,6 +33,7 @@ class MaskedVideoPipeline(VideoPipeline):
         transformer: predicts the tokens.
         scheduler: decides which predictions stay.
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
+        matcher: chooses between candidates; without one the transformer itself does.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class MaskedVideoPipeline(VideoPipeline):
         transformer: MaskedTransformer,
         scheduler: MaskScheduler,
         defaults: dict[str, Any] | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         super().__init__()
         self.register(
@@ -49,6 +52,7 @@ class MaskedVideoPipeline(VideoPipeline):
             transformer=transformer,
             scheduler=scheduler,
             defaults=defaults,
+            matcher=matcher,
         )
 
     @torch.no_grad()
@@ -117,8 +121,9 @@ class MaskedVideoPipeline(VideoPipeline):
             task: one of `TASK_NAMES`, which a network trained on tasks is told. Of a `video` with all frames and
                 without a mask, the task's own region is known.
             actions: `b t a`, what leads to each frame, for a transformer with action_channels.
-            num_candidates: videos made for each that comes back, the one that the network itself finds most plausible
-                (`Generator.plausibility`), at as many times the time and memory; 1 = no choice.
+            num_candidates: videos made for each that comes back, at as many times the time and memory; 1 = no choice.
+                The matcher chooses the one that shows best what the prompt says; without a matcher or words the
+                network itself the one that it finds most plausible (`Generator.plausibility`).
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -244,7 +249,7 @@ class MaskedVideoPipeline(VideoPipeline):
                         memories = self.transformer.empty_memories()  # what is kept is of the tensors before
                 progress.update()
 
-        sample, known = self.choose(sample, known, condition, size, candidates)
+        sample, known = self.choose(sample, known, condition, size, candidates, prompt)
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

@@ -51,6 +51,7 @@ class PipelinePreset:
         scheduler: constructor's arguments of the scheduler.
         scheduler_class: another scheduler than the family's own.
         defaults: values for arguments that a call leaves out.
+        matcher: name of the built-in matcher by which the built-in model of this name chooses between candidates.
         is_tiny: the tokenizer's tiny twin is meant.
     """
 
@@ -63,6 +64,7 @@ class PipelinePreset:
     scheduler: dict[str, Any] = field(default_factory=dict)
     scheduler_class: type | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
+    matcher: str | None = None
     is_tiny: bool = False
 
     @property

@@ -27,6 +27,7 @@ SHAPES_MASKED = PipelinePreset(
     text=SMALL_TEXT,
     scheduler={"choice_order": "random"},
     defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
+    matcher="shapes-matcher",
 )
 SHAPES_FLOW = PipelinePreset(
     about="flow matching on real tokens, the shapes world",
@@ -36,11 +37,17 @@ SHAPES_FLOW = PipelinePreset(
     text=SMALL_TEXT,
     scheduler={"shift": 8.0},
     defaults={**SHAPES_CALL, "num_inference_steps": 30, "guidance_scale": 3.0},
+    matcher="shapes-matcher",
 )
 DIGITS_MASKED = replace(
-    SHAPES_MASKED, about="masked transformer on 8 ids of 64 codes a token, the moving digits", tokenizer="digits-fsq"
+    SHAPES_MASKED,
+    about="masked transformer on 8 ids of 64 codes a token, the moving digits",
+    tokenizer="digits-fsq",
+    matcher=None,
 )
-DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
+DIGITS_FLOW = replace(
+    SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl", matcher=None
+)
 
 
 def by_digit_class(preset: PipelinePreset) -> PipelinePreset:
@@ -59,6 +66,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         config={**SMALL, **MANY_IDS},
         text=SMALL_TEXT,
         defaults={**SHAPES_CALL, "guidance_scale": 2.0},
+        matcher="shapes-matcher",
     ),
     "digits-masked": DIGITS_MASKED,
     "digits-flow": DIGITS_FLOW,

@@ -10,8 +10,8 @@ from vidgen.kernels import AttentionSpec, attention3d
 from vidgen.latents import VideoSize
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
-from vidgen.nn.positions import rotary
-from vidgen.nn.transformer import Attention, FeedForward, Rotary
+from vidgen.nn.positions import grid_places, rotary
+from vidgen.nn.transformer import Block, FeedForward
 
 
 def check_transformer(*, width: int, heads: int, layers: int) -> None:
@@ -35,11 +35,6 @@ def check_stride(stride: tuple[int, ...]) -> VideoSize:
     if len(stride) != 3 or min(stride) < 1:
         raise ValueError(f"stride must be three numbers (t, h, w) of at least 1, got {tuple(stride)}; e.g. (4, 8, 8)")
     return stride[0], stride[1], stride[2]
-
-
-def grid_places(grid: VideoSize, *, device: torch.device) -> Tensor:
-    """`n 3`: (t, y, x) of the tokens of a grid in raster order, in tokens."""
-    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid)).float()
 
 
 class PatchEmbedding(nn.Module):
@@ -91,22 +86,6 @@ class PatchOutput(nn.Module):
     def _video(self, patches: Tensor, frames: int) -> Tensor:
         _, p, q = self.stride
         return rearrange(patches, "b t h w (c f p q) -> b c (t f) (h p) (w q)", f=frames, p=p, q=q)
-
-
-class Block(nn.Module):
-    """Pre-norm block: x + self-attention over a 3D pattern, + feed-forward."""
-
-    def __init__(self, width: int, heads: int, *, expansion: float = 4.0) -> None:
-        super().__init__()
-        self.norm_attn = RMSNorm(width)
-        self.attn = Attention(width, heads)
-        self.norm_ff = RMSNorm(width)
-        self.ff = FeedForward(width, expansion=expansion)
-
-    def forward(self, x: Tensor, pattern: AttentionSpec, turns: Rotary) -> Tensor:
-        """`b n d -> b n d`; `turns` are `rotary` of the places of the tokens."""
-        x = x + self.attn(self.norm_attn(x), pattern, turns)
-        return x + self.ff(self.norm_ff(x))
 
 
 class InSpace(nn.Module):

@@ -1,8 +1,9 @@
-"""Training: one trainer over accelerate; `train_tokenizer(run)` and `train_generator(run)` are the ways in."""
+"""Training: one trainer over accelerate; `train_tokenizer`, `train_generator` and `train_matcher` are the ways in."""
 
 from vidgen.training.checkpoint import CheckpointNotWritten
-from vidgen.training.config import DataConfig, GeneratorRun, OptimiserConfig, TokenizerRun
+from vidgen.training.config import DataConfig, GeneratorRun, MatcherRun, OptimiserConfig, TokenizerRun
 from vidgen.training.train_generator import train_generator
+from vidgen.training.train_matcher import train_matcher
 from vidgen.training.train_tokenizer import train_tokenizer
 from vidgen.training.trainer import TrainingDiverged
 
@@ -10,9 +11,11 @@ __all__ = [
     "CheckpointNotWritten",
     "DataConfig",
     "GeneratorRun",
+    "MatcherRun",
     "OptimiserConfig",
     "TokenizerRun",
     "TrainingDiverged",
     "train_generator",
+    "train_matcher",
     "train_tokenizer",
 ]

@@ -355,6 +355,39 @@ class GeneratorRun(Run):
                 raise ValueError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatcherRun(Run):
+    """Train a network that judges whether a video shows what a text says."""
+
+    tokenizers: tuple[str, ...] = ()
+    """Video tokenizers (folders or built-in names) that the clips pass through, as generated videos do; a clip takes
+    one of them by chance, or none."""
+    broken: float = 0.2
+    """Share of the clips that pass through a tokenizer with some of their tokens moved elsewhere: no text fits them."""
+    near_misses: int = 5
+    """Captions that are nearly right which a clip of the shapes world is offered."""
+    others: int = 3
+    """Captions of other clips of the batch that a clip is offered."""
+    shortest: int = 8
+    """Frames that are left at least where a clip is cut to a part of it; its own length for whole clips alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "shortest")
+        check_not_negative(self, "broken", "near_misses", "others")
+        if self.broken > 1:
+            raise ValueError(f"broken is a share between 0 and 1, got {self.broken}")
+        if self.broken > 0 and not self.tokenizers:
+            raise ValueError("clips are broken by moving their tokens; name --tokenizers, or set --broken 0")
+        if self.others >= self.batch_size // self.accumulation:
+            raise ValueError(
+                f"{self.others} other clips' captions need a micro-batch of {self.others + 1} clips or more, got "
+                f"{self.batch_size // self.accumulation}; raise --batch-size or lower --others"
+            )
+        if self.others == 0 and (self.near_misses == 0 or self.data.source != "shapes"):
+            raise ValueError("no texts are left that do not fit; raise --others")
+
+
 def restored(config: type, values: dict[str, Any]) -> dict[str, Any]:
     """JSON values as the constructor arguments of a config: lists to tuples, strings to paths, dicts to configs."""
     arguments = {}

@@ -2,24 +2,28 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import vidgen
 from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
+from vidgen.matchers import Matcher
+from vidgen.matchers.presets import MATCHER_PRESETS
+from vidgen.nn.preset import NetworkPreset
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import Tokenizer, WrappingTokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 from vidgen.training.changed_options import changed_options
 from vidgen.training.clips import class_names
-from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, TokenizerRun
+from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, MatcherRun, Run, TokenizerRun
 
+Preset = TypeVar("Preset", bound=NetworkPreset)
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_TRAINING = (  # whatever they are, the same weights fit
     *("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight"),
@@ -34,10 +38,7 @@ FRESH_WITH_OTHER_TOKENS = (
 
 def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     """The preset of a run with fresh weights, or with those of `init_from`."""
-    check_name(run.preset, TOKENIZER_PRESETS)
-    preset = TOKENIZER_PRESETS[run.preset]
-    preset = preset.tiny() if run.tiny else preset
-    preset = replace(preset, config={**preset.config, **changed_options(preset.model, run.changed)})
+    preset = network_preset(run, TOKENIZER_PRESETS)
     if run.data.hold_out:
         for source in (run.around, run.init_from):
             if source is not None:
@@ -46,6 +47,23 @@ def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     if run.init_from is not None:
         take_weights(tokenizer, vidgen.load(run.init_from), source=run.init_from)
     return tokenizer
+
+
+def fresh_matcher(run: MatcherRun) -> Matcher:
+    """The preset of a run with fresh weights, or with those of `init_from`."""
+    matcher = network_preset(run, MATCHER_PRESETS).build()
+    if run.init_from is not None:
+        if run.data.hold_out:
+            check_held_out(run.init_from)
+        take_weights(matcher, vidgen.load(run.init_from), source=run.init_from)
+    return matcher
+
+
+def network_preset(run: Run, presets: Mapping[str, Preset]) -> Preset:
+    """The preset that a run names, tiny and with other options where the run says so."""
+    check_name(run.preset, presets)
+    preset = presets[run.preset].tiny() if run.tiny else presets[run.preset]
+    return replace(preset, config={**preset.config, **changed_options(preset.model, run.changed)})
 
 
 def decoder_around(source: str, name: str, preset: TokenizerPreset) -> Tokenizer:
