@@ -43,7 +43,7 @@ def candidates_of(pipeline: Any, *, prompts: int, objects: int, candidates: int)
         plausible.append(pipeline.judged(latents, condition))
         unprompted.append(pipeline.judged(latents, condition.without_text()))
         if pipeline.matcher is not None:
-            matched.append(pipeline.matched(latents, None, [[(0, scene.caption)]], candidates))
+            matched.append(pipeline.matched(latents, [[(0, scene.caption)]]))
         rights.append(
             torch.tensor([compare(detect(one), scene).all_right for one in videos_of(pipeline.decode(latents, "pt"))])
         )

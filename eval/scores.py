@@ -47,6 +47,7 @@ from vidgen.eval.sampling_speed import measure_sampling
 from vidgen.eval.subjects import Subject, TokenizerSubject
 from vidgen.eval.timeline_obedience import evaluate_timelines
 from vidgen.loading import PRETRAINED, shared_components
+from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.tokenizers import DiffusersAutoencoderTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +121,9 @@ def further(suites: list[str], names: list[str], prompts: int, batch_size: int) 
 
 def matching(prompts: int) -> None:
     """Score the matcher."""
-    result = score(RESULTS / f"matching_{MATCHER}.json", MATCHER, evaluate_matching, {"num_prompts": prompts})
+    tokenizer: Any = vidgen.load(MATCHER_PRESETS[MATCHER].tokenizer)
+    settings = {"num_prompts": prompts}
+    result = score(RESULTS / f"matching_{MATCHER}.json", MATCHER, evaluate_matching, settings, tokenizer=tokenizer)
     write_json(
         PRETRAINED / MATCHER / "scores.json", {"summary": f"caption above near miss {percent(result['ranked'])}"}
     )

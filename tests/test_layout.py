@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "conditioning": {"latents", "kernels", "nn"},
     "tokenizers": {"latents", "kernels", "nn", "bottlenecks", "schedulers"},
     "generators": {"latents", "kernels", "nn", "conditioning", "schedulers"},
-    "matchers": {"latents", "kernels", "nn", "conditioning"},
+    "matchers": {"latents", "kernels", "nn", "conditioning", "tokenizers.base", "tokenizers.presets"},
     "pipelines": {
         *("latents", "kernels", "nn", "bottlenecks", "schedulers", "conditioning", "tokenizers", "generators"),
         "matchers",

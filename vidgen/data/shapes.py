@@ -230,7 +230,6 @@ class ShapesWorld(Dataset):
         objects: allowed numbers of objects, each 1 or 2; name a number twice to draw it twice as often.
         hold_out: (colour, shape) pairs that never occur.
         favour: words of objects that are drawn more often: twice as often if named once, three times if named twice.
-        near_misses: so many captions of other scenes that differ in little come with each item, as `"near_misses"`.
     """
 
     def __init__(
@@ -244,7 +243,6 @@ class ShapesWorld(Dataset):
         length: int = 1_000_000,
         hold_out: frozenset[tuple[str, str]] = frozenset(),
         favour: tuple[str, ...] = (),
-        near_misses: int = 0,
     ) -> None:
         if not objects or not set(objects) <= {1, 2}:
             raise ValueError(f"objects lists the allowed numbers of objects, each 1 or 2; got {objects!r}")
@@ -259,7 +257,7 @@ class ShapesWorld(Dataset):
             raise ValueError(f"favour takes words of objects ({words}); got {strange[0]!r}")
         self.num_frames, self.height, self.width = num_frames, height, width
         self.objects, self.seed, self.length = objects, seed, length
-        self.hold_out, self.favour, self.near_misses = hold_out, favour, near_misses
+        self.hold_out, self.favour = hold_out, favour
 
     def __len__(self) -> int:
         return self.length
@@ -270,9 +268,6 @@ class ShapesWorld(Dataset):
         scene, generator = self._scene(index)
         video = render(scene, num_frames=self.num_frames, height=self.height, width=self.width, generator=generator)
         item = {"video": video, "caption": scene.caption, "id": f"shapes-{self.seed}-{index}"}
-        if self.near_misses:
-            others = [near_miss(scene, generator=generator, hold_out=self.hold_out) for _ in range(self.near_misses)]
-            item["near_misses"] = [other.caption for other in others]
         if self.objects != (1,):
             return item
         return item | {"class_label": SHAPE_CLASSES.index(f"{scene.objects[0].colour} {scene.objects[0].shape}")}

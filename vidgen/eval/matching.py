@@ -10,6 +10,8 @@ from vidgen.data.shapes import Scene, near_miss, render
 from vidgen.eval.interval import share
 from vidgen.eval.obedience import draw_prompts, noise
 from vidgen.eval.report import environment_stamp
+from vidgen.latents import Latents
+from vidgen.tokenizers.base import Tokenizer
 
 KINDS = ("size", "colour", "shape", "motion", "background", "exchange", "number")
 
@@ -17,7 +19,7 @@ KINDS = ("size", "colour", "shape", "motion", "background", "exchange", "number"
 class Judge(Protocol):
     """What is used of a matcher."""
 
-    def score(self, video: Tensor, prompts: list[str]) -> Tensor: ...
+    def score(self, latents: Latents, prompts: list[str]) -> Tensor: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -37,15 +39,15 @@ def difference(scene: Scene, other: Scene) -> str:
 
 @torch.no_grad()
 def evaluate_matching(
-    matcher: Judge, *, num_prompts: int, seed: int, near_misses: int = 8, tokenizer: Any = None, name: str = ""
+    matcher: Judge, tokenizer: Tokenizer, *, num_prompts: int, seed: int, near_misses: int = 8, name: str = ""
 ) -> dict[str, Any]:
-    """Score rendered clips of the test split with their captions and with near misses; JSON-able result.
+    """Score encoded clips of the test split with their captions and with near misses; JSON-able result.
 
     ``ranked``: of pairs of a clip's caption and a near miss, the caption has the higher score; ``by_kind``: the same
     by what differs. ``accepted`` and ``refused``: captions above, near misses below even odds.
 
     Args:
-        tokenizer: clips pass through it first.
+        tokenizer: whose tokens the matcher reads.
     """
     ranked: dict[str, list[bool]] = defaultdict(list)
     accepted: list[bool] = []
@@ -54,11 +56,10 @@ def evaluate_matching(
         for index, scene in enumerate(draw_prompts("test", num_prompts, seed=seed, objects=objects)):
             generator = noise(seed, 2 * index + objects)
             video = render(scene, num_frames=17, height=64, width=64, generator=generator)[None]
-            if tokenizer is not None:
-                video = tokenizer.decode(tokenizer.encode(video)).clamp(-1, 1)
+            latents = tokenizer.encode(video.to(tokenizer.device)).to(matcher.device)
             others = [near_miss(scene, generator=generator) for _ in range(near_misses)]
             texts = [scene.caption, *(other.caption for other in others)]
-            scores = matcher.score(video.to(matcher.device).expand(len(texts), -1, -1, -1, -1), texts).tolist()
+            scores = matcher.score(Latents.collate([latents] * len(texts)), texts).tolist()
             accepted.append(scores[0] > 0)
             for other, score in zip(others, scores[1:], strict=True):
                 ranked[difference(scene, other)].append(scores[0] > score)

@@ -74,6 +74,8 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
                 own_memory(component)
         if transformer is not None and video_tokenizer is not None:
             transformer.check_spec(video_tokenizer.spec)
+        if matcher is not None and video_tokenizer is not None:
+            matcher.check_spec(video_tokenizer.spec)
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._current_timestep: Any = None
@@ -242,13 +244,11 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
     @torch.no_grad()
     def decode(self, latents: Latents, output_type: str = "pil", known: tuple[Tensor, Tensor] | None = None) -> Frames:
         """Frames of latents; `known` pixels (video, where) come back unchanged, and guide a decoder that can be."""
-        return self.video_processor.postprocess_video(self.pixels(latents, known), output_type=output_type)
-
-    def pixels(self, latents: Latents, known: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Video `b 3 t h w` of latents, about in [-1, 1]; `known` as in `decode`."""
-        if known is not None:
-            return self.video_tokenizer.decode_known(self.to_tokenizer(latents), *known)
-        return torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
+        if known is None:
+            video = torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
+        else:
+            video = self.video_tokenizer.decode_known(self.to_tokenizer(latents), *known)
+        return self.video_processor.postprocess_video(video, output_type=output_type)
 
     def finish(
         self,

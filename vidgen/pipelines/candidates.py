@@ -25,8 +25,6 @@ class ChosenVideo:
     matcher: Matcher | None
     default: Any
     to_latents: Any
-    pixels: Any
-    _execution_device: torch.device
 
     def checked_candidates(self, num_candidates: int | None, latents: Tensor | None, *, of_noise: bool = False) -> int:
         """How many videos to make for each one that comes back; `latents` that a caller gives may be `of_noise`."""
@@ -61,12 +59,9 @@ class ChosenVideo:
         first = torch.arange(0, len(tokens), candidates, device=tokens.device)
         best = first
         if not self.interrupt:
-            latents = self.to_latents(tokens, size)
-            texts = texts_of(prompt)
-            if self.matcher is None or texts is None:
-                scores = self.judged(latents, condition)
-            else:
-                scores = self.matched(latents, known, texts, candidates)
+            latents, texts = self.to_latents(tokens, size), texts_of(prompt)
+            use_matcher = self.matcher is not None and texts is not None
+            scores = self.matched(latents, texts) if use_matcher else self.judged(latents, condition)
             best = first + scores.view(-1, candidates).argmax(dim=1)
         return tokens[best], None if known is None else (known[0][::candidates], known[1][::candidates])
 
@@ -76,31 +71,33 @@ class ChosenVideo:
         latents = latents.to(condition.states.device, self.transformer.dtype)
         return self.transformer.plausibility(latents, condition, generators=seeded([0] * len(latents)))
 
-    def matched(self, latents: Latents, known: KnownPixels, texts: list[list[tuple[int, str]]], group: int) -> Tensor:
-        """`b`: log-odds that the decoded videos show what was asked for, all of `texts` at their time; `group` videos
-        are decoded at once.
+    def matched(self, latents: Latents, texts: list[list[tuple[int, str]]]) -> Tensor:
+        """`b`: log-odds that videos show a text, or log-probability that they show several, each at its time.
 
         Args:
-            texts: (first frame, text) of each prompt; successive videos are of one prompt.
+            texts: (first frame, text) of each prompt; as many successive videos belong to each.
         """
+        matcher: Any = self.matcher
+        bring_onto_device(matcher)
         each = len(latents) // len(texts)
-        scores = []
-        for start in range(0, len(latents), group):
-            rows = slice(start, start + group)
-            video = self.pixels(latents[rows], None if known is None else (known[0][rows], known[1][rows])).clamp(-1, 1)
-            bring_onto_device(self.matcher)  # pyright: ignore[reportArgumentType]
-            scores.append(self.log_match(video.to(self._execution_device), texts[start // each]))
-        return torch.cat(scores)
+        return torch.cat(
+            [
+                shown(matcher, latents[number * each : (number + 1) * each], of_prompt)
+                for number, of_prompt in enumerate(texts)
+            ]
+        )
 
-    def log_match(self, video: Tensor, texts: list[tuple[int, str]]) -> Tensor:
-        """`b`: log-odds that videos show a text, or log-probability that they show several, each at its time."""
-        assert self.matcher is not None
-        ends = [*(frame for frame, _ in texts[1:]), video.shape[2]]
-        scores = [
-            self.matcher.score(video[:, :, frame:end], [text] * len(video))
-            for (frame, text), end in zip(texts, ends, strict=True)
-        ]
-        return scores[0] if len(scores) == 1 else torch.stack([F.logsigmoid(score) for score in scores]).sum(dim=0)
+
+def shown(matcher: Matcher, latents: Latents, texts: list[tuple[int, str]]) -> Tensor:
+    """`b`: how well videos show what one prompt says."""
+    if len(texts) == 1:
+        return matcher.score(latents, [texts[0][1]] * len(latents))
+    ends = [*(frame for frame, _ in texts[1:]), latents.size[0]]
+    scores = [
+        matcher.score(latents, [text] * len(latents), frames=(frame, end))
+        for (frame, text), end in zip(texts, ends, strict=True)
+    ]
+    return torch.stack([F.logsigmoid(score) for score in scores]).sum(dim=0)
 
 
 def texts_of(prompt: Prompt | None) -> list[list[tuple[int, str]]] | None:

@@ -1,8 +1,8 @@
 """Named tokenizer configurations; each has a tiny twin of the same architecture for tests."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vidgen.nn.preset import NetworkPreset
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.tokenizers.causal_conv import CausalConvTokenizer
 from vidgen.tokenizers.coordinate_planes import CoordinatePlanesTokenizer
@@ -18,8 +18,29 @@ from vidgen.tokenizers.structure_dynamics import StructureDynamicsTokenizer
 from vidgen.tokenizers.tubelet_vit import SIZES, TubeletViTTokenizer
 
 
-class TokenizerPreset(NetworkPreset[Tokenizer]):
-    """A tokenizer by class and configuration."""
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPreset:
+    """A model class with its configuration.
+
+    Args:
+        about: one line for people.
+        model: the class.
+        config: its constructor's arguments.
+        small: what the tiny twin has instead.
+    """
+
+    about: str
+    model: type[Tokenizer]
+    config: dict[str, Any]
+    small: dict[str, Any]
+
+    def build(self) -> Tokenizer:
+        """The model, freshly initialised from the global generator."""
+        return self.model(**self.config)
+
+    def tiny(self) -> "TokenizerPreset":
+        """The same architecture, small enough to train in a test."""
+        return replace(self, about=f"tiny twin: {self.about}", config={**self.config, **self.small})
 
 
 def causal_conv(about: str, *, small_widths: int = 3, **config: Any) -> TokenizerPreset:

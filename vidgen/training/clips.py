@@ -17,26 +17,18 @@ VALIDATION = 11  # keeps a world's validation seed apart from its training seed
 ENDLESS = 2**60  # clips of a world: more than anybody trains on, and Python still takes it as the length of a dataset
 
 
-def training_clips(data: DataConfig, *, captions_required: bool = False, near_misses: int = 0) -> Dataset:
-    """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`; a world has any index.
-
-    Items of the shapes world come with so many `near_misses`, captions that are nearly right.
-    """
-    if data.source == "shapes":
-        return shapes_world(data, split="train", near_misses=near_misses)
+def training_clips(data: DataConfig, *, captions_required: bool = False) -> Dataset:
+    """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`; a world has any index."""
     if data.is_world:
         return world(data, split="train")
     folder = video_folder(data, clips_per_video=data.clips_per_video, captions_required=captions_required)
     return folder if data.validation_clips == 0 else folder.split(held_out_share(data, folder))[0]
 
 
-def validation_clips(data: DataConfig, *, near_misses: int = 0) -> Dataset | None:
+def validation_clips(data: DataConfig) -> Dataset | None:
     """Clips that training never sees; None when the config wants none."""
     if data.validation_clips == 0:
         return None
-    if data.source == "shapes":
-        drawn = shapes_world(data, split="validation", near_misses=near_misses)
-        return Subset(drawn, range(data.validation_clips))
     if data.is_world:
         return Subset(world(data, split="validation"), range(data.validation_clips))
     folder = video_folder(replace(data, zoom=1.0), clips_per_video=1, captions_required=False)
@@ -75,7 +67,7 @@ def world(data: DataConfig, *, split: str) -> Dataset:
     return Mixture([shapes_world(data, split=split), moving_digits(data, split=split)], [0, len(SHAPE_CLASSES)])
 
 
-def shapes_world(data: DataConfig, *, split: str, near_misses: int = 0) -> ShapesWorld:
+def shapes_world(data: DataConfig, *, split: str) -> ShapesWorld:
     """The shapes world; what it favours is favoured in training alone."""
     return ShapesWorld(
         data.num_frames,
@@ -86,7 +78,6 @@ def shapes_world(data: DataConfig, *, split: str, near_misses: int = 0) -> Shape
         length=ENDLESS,
         hold_out=HELD_OUT_PAIRS if data.hold_out else frozenset(),
         favour=data.favour if split == "train" else (),
-        near_misses=near_misses,
     )
 
 
@@ -129,13 +120,12 @@ def video_folder(data: DataConfig, *, clips_per_video: int, captions_required: b
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Items of a dataset as a batch: `video` `b 3 t h w`; lists of all else that items have."""
+    """Items of a dataset as a batch: `video` `b 3 t h w`; lists `caption`, `id` and (where known) `class_label`."""
     batch = {
         "video": torch.stack([item["video"] for item in items]),
         "caption": [item["caption"] for item in items],
         "id": [item["id"] for item in items],
     }
-    for name in ("class_label", "near_misses"):
-        if name in items[0]:
-            batch[name] = [item[name] for item in items]
+    if "class_label" in items[0]:
+        batch["class_label"] = [item["class_label"] for item in items]
     return batch

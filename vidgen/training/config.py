@@ -301,11 +301,25 @@ class TokenizerRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRun(Run):
-    """Train a video generator on the tokens of a tokenizer."""
+class LatentRun(Run):
+    """What runs on the tokens of a tokenizer say."""
 
     tokenizer: str | None = None
     """Folder or built-in name of the video tokenizer, which stays as it is; None is the one that the preset names."""
+    cached_clips: int = 0
+    """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
+    cache_dir: Path | None = None
+    """Where encoded clips are kept, by the tokenizer's hash; None is `cache` in the run folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "cached_clips")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRun(LatentRun):
+    """Train a video generator on the tokens of a tokenizer."""
+
     text_encoder: str | None = None
     """Folder or hub id of a transformers text encoder, which stays as it is; None trains the preset's own along."""
     drop_text: float = 0.1
@@ -327,16 +341,12 @@ class GeneratorRun(Run):
     references: int = 0
     """Show so many frames of each clip, drawn by chance, as reference images; `drop_text` of the clips come with images
     and no text, as many with neither."""
-    cached_clips: int = 0
-    """Clips that are encoded once and kept on disk (a folder has no more than it has); 0 encodes every batch anew."""
-    cache_dir: Path | None = None
-    """Where encoded clips are kept, by the tokenizer's hash; None is `cache` in the run folder."""
     compile: bool = False
     """Compile the blocks of the transformer (torch.compile): some steps take a minute longer, all others less."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("cached_clips", "lora_rank", "control_layers", "references")
+        counts = ("lora_rank", "control_layers", "references")
         check_not_negative(self, "drop_text", "known_frames", *counts)
         check_positive(self, "task_frames")
         if self.tasks and self.cached_clips > 0:
@@ -356,20 +366,17 @@ class GeneratorRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatcherRun(Run):
-    """Train a network that judges whether a video shows what a text says."""
+class MatcherRun(LatentRun):
+    """Train a network that judges whether a video shows what a text says, on the tokens of a tokenizer."""
 
-    tokenizers: tuple[str, ...] = ()
-    """Video tokenizers (folders or built-in names) that the clips pass through, as generated videos do; a clip takes
-    one of them by chance, or none."""
-    broken: float = 0.2
-    """Share of the clips that pass through a tokenizer with some of their tokens moved elsewhere: no text fits them."""
     near_misses: int = 5
     """Captions that are nearly right which a clip of the shapes world is offered."""
     others: int = 3
     """Captions of other clips of the batch that a clip is offered."""
+    broken: float = 0.1
+    """Share of the clips some of whose tokens are moved elsewhere, so that no text fits them."""
     shortest: int = 8
-    """Frames that are left at least where a clip is cut to a part of it; its own length for whole clips alone."""
+    """Frames that are left at least where only a part of a clip is judged; its own length for whole clips alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -377,12 +384,11 @@ class MatcherRun(Run):
         check_not_negative(self, "broken", "near_misses", "others")
         if self.broken > 1:
             raise ValueError(f"broken is a share between 0 and 1, got {self.broken}")
-        if self.broken > 0 and not self.tokenizers:
-            raise ValueError("clips are broken by moving their tokens; name --tokenizers, or set --broken 0")
-        if self.others >= self.batch_size // self.accumulation:
+        clips = self.batch_size // self.accumulation
+        if self.others >= clips:
             raise ValueError(
                 f"{self.others} other clips' captions need a micro-batch of {self.others + 1} clips or more, got "
-                f"{self.batch_size // self.accumulation}; raise --batch-size or lower --others"
+                f"{clips}; raise --batch-size or lower --others"
             )
         if self.others == 0 and (self.near_misses == 0 or self.data.source != "shapes"):
             raise ValueError("no texts are left that do not fit; raise --others")

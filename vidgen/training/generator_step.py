@@ -24,6 +24,7 @@ from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.training.checkpoint import write_folder
+from vidgen.training.latent_cache import latents_of
 from vidgen.training.lora import add_lora, merged
 from vidgen.training.step import Batch, TrainingStep
 
@@ -117,13 +118,7 @@ class GeneratorStep(TrainingStep):
 
     def latents(self, batch: Batch) -> Latents:
         """Latents of the batch: encoded now, or from the cache."""
-        tokenizer = self.pipeline.video_tokenizer
-        with torch.no_grad(), torch.autocast(tokenizer.device.type, enabled=False):  # as exact as at inference
-            if "video" in batch:
-                return tokenizer.encode(batch["video"])
-            ids = batch.get("ids")
-            tokens = batch["tokens"] if ids is None else tokenizer.reals_from_ids(ids, batch["size"])
-            return Latents(tokens, ids, batch["size"], tokenizer.spec, batch.get("length"))
+        return latents_of(batch, self.pipeline.video_tokenizer)
 
     def condition(self, batch: Batch) -> Condition:
         if "text" in batch:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from vidgen.conditioning import TextEncoder
+from vidgen.latents import Latents
 from vidgen.nn.fingerprint import config_sha256, weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.training.checkpoint import write_folder
@@ -159,3 +160,13 @@ def collate_encoded(items: list[dict[str, Any]]) -> dict[str, Any]:
         lengths = torch.tensor([len(item["text"]) for item in items])
         batch["text_mask"] = torch.arange(batch["text"].shape[1])[None] < lengths[:, None]
     return batch
+
+
+def latents_of(batch: dict[str, Any], tokenizer: Tokenizer) -> Latents:
+    """Latents of a batch: encoded now, or from the cache."""
+    with torch.no_grad(), torch.autocast(tokenizer.device.type, enabled=False):  # as exact as at inference
+        if "video" in batch:
+            return tokenizer.encode(batch["video"])
+        ids = batch.get("ids")
+        tokens = batch["tokens"] if ids is None else tokenizer.reals_from_ids(ids, batch["size"])
+        return Latents(tokens, ids, batch["size"], tokenizer.spec, batch.get("length"))

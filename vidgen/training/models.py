@@ -2,10 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +14,14 @@ import vidgen
 from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.matchers import Matcher
 from vidgen.matchers.presets import MATCHER_PRESETS
-from vidgen.nn.preset import NetworkPreset
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import Tokenizer, WrappingTokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 from vidgen.training.changed_options import changed_options
 from vidgen.training.clips import class_names
-from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, MatcherRun, Run, TokenizerRun
+from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, LatentRun, MatcherRun, TokenizerRun
 
-Preset = TypeVar("Preset", bound=NetworkPreset)
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_TRAINING = (  # whatever they are, the same weights fit
     *("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight"),
@@ -38,7 +36,10 @@ FRESH_WITH_OTHER_TOKENS = (
 
 def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     """The preset of a run with fresh weights, or with those of `init_from`."""
-    preset = network_preset(run, TOKENIZER_PRESETS)
+    check_name(run.preset, TOKENIZER_PRESETS)
+    preset = TOKENIZER_PRESETS[run.preset]
+    preset = preset.tiny() if run.tiny else preset
+    preset = replace(preset, config={**preset.config, **changed_options(preset.model, run.changed)})
     if run.data.hold_out:
         for source in (run.around, run.init_from):
             if source is not None:
@@ -49,9 +50,12 @@ def fresh_tokenizer(run: TokenizerRun) -> Tokenizer:
     return tokenizer
 
 
-def fresh_matcher(run: MatcherRun) -> Matcher:
-    """The preset of a run with fresh weights, or with those of `init_from`."""
-    matcher = network_preset(run, MATCHER_PRESETS).build()
+def fresh_matcher(run: MatcherRun, tokenizer: Tokenizer) -> Matcher:
+    """The preset of a run for the tokens of a tokenizer, with fresh weights, or with those of `init_from`."""
+    preset = MATCHER_PRESETS[run.preset]
+    preset = preset.tiny() if run.tiny else preset
+    preset = replace(preset, config={**preset.config, **changed_options(preset.model, run.changed)})
+    matcher = preset.build(tokenizer)
     if run.init_from is not None:
         if run.data.hold_out:
             check_held_out(run.init_from)
@@ -59,11 +63,15 @@ def fresh_matcher(run: MatcherRun) -> Matcher:
     return matcher
 
 
-def network_preset(run: Run, presets: Mapping[str, Preset]) -> Preset:
-    """The preset that a run names, tiny and with other options where the run says so."""
-    check_name(run.preset, presets)
-    preset = presets[run.preset].tiny() if run.tiny else presets[run.preset]
-    return replace(preset, config={**preset.config, **changed_options(preset.model, run.changed)})
+def tokenizer_of(run: LatentRun, preset: str) -> Tokenizer:
+    """The tokenizer that a run names, else that of its preset; ValueError for another kind of model."""
+    name = run.tokenizer or preset
+    if run.data.hold_out:
+        check_held_out(name)
+    tokenizer = vidgen.load(name)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"expected a video tokenizer, and {name!r} is a {type(tokenizer).__name__}")
+    return tokenizer
 
 
 def decoder_around(source: str, name: str, preset: TokenizerPreset) -> Tokenizer:
@@ -88,13 +96,9 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     """
     check_name(run.preset, PIPELINE_PRESETS)
     preset = PIPELINE_PRESETS[run.preset]
-    if run.data.hold_out:
-        for source in (run.tokenizer or preset.tokenizer, run.init_from):
-            if source is not None:
-                check_held_out(source)
-    tokenizer = vidgen.load(run.tokenizer or preset.tokenizer)
-    if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(f"expected a video tokenizer, and {run.tokenizer!r} is a {type(tokenizer).__name__}")
+    tokenizer = tokenizer_of(run, preset.tokenizer)
+    if run.data.hold_out and run.init_from is not None:
+        check_held_out(run.init_from)
     preset = preset.tiny() if run.tiny else preset
     preset = replace(preset, config={**preset.config, **changed_options(preset.generator, run.changed)})
     text_encoder = None if run.text_encoder is None else TransformersTextEncoder(run.text_encoder)

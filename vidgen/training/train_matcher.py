@@ -1,15 +1,17 @@
 """`train_matcher`: from a `MatcherRun` to a trained matcher on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import vidgen
-from vidgen.tokenizers.base import Tokenizer
-from vidgen.training.clips import collate, training_clips, validation_clips
+from vidgen.data.shapes import HELD_OUT_PAIRS, near_miss, parse_caption
+from vidgen.matchers.presets import MATCHER_PRESETS
+from vidgen.training.cached_clips import clips_of_run
+from vidgen.training.clips import training_clips, validation_clips
 from vidgen.training.config import MatcherRun
-from vidgen.training.matcher_step import MatcherStep
-from vidgen.training.models import fresh_matcher
+from vidgen.training.matcher_step import MatcherStep, NearMiss
+from vidgen.training.models import check_name, fresh_matcher, tokenizer_of
 from vidgen.training.order import seed_of
 from vidgen.training.processes import build_accelerator
 from vidgen.training.trainer import Trainer
@@ -26,32 +28,37 @@ def train_matcher(run: MatcherRun) -> Path:
     """
     accelerator = build_accelerator(run, finds_unused_parameters=False)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
-    matcher = fresh_matcher(run)
-    clips = training_clips(run.data, captions_required=True, near_misses=run.near_misses)
-    matcher.text_encoder.meet(clips.captions())  # pyright: ignore[reportAttributeAccessIssue]
+    check_name(run.preset, MATCHER_PRESETS)
+    tokenizer = tokenizer_of(run, MATCHER_PRESETS[run.preset].tokenizer)
+    matcher: Any = fresh_matcher(run, tokenizer)
+    tokenizer.to(accelerator.device).eval().requires_grad_(False)
+    clips, held_out, endless, join = clips_of_run(
+        run,
+        training_clips(run.data, captions_required=True),
+        validation_clips(run.data),
+        tokenizer=tokenizer,
+        frozen_text=None,
+        say=accelerator.print,
+    )
     step = MatcherStep(
-        matcher,  # pyright: ignore[reportArgumentType]
-        tokenizers=[frozen_tokenizer(name).to(accelerator.device) for name in run.tokenizers],
+        matcher,
+        tokenizer,
+        near_miss=near_miss_of(run),
+        near_misses=run.near_misses,
+        others=run.others,
         broken=run.broken,
         shortest=run.shortest,
-        others=run.others,
     )
     step.freeze(f"matcher.{prefix}" for prefix in run.freeze)
     trainer = Trainer(
-        run,
-        accelerator=accelerator,
-        step=step,
-        items=clips,
-        endless=run.data.is_world,
-        collate=collate,
-        validation=validation_clips(run.data, near_misses=run.near_misses),
+        run, accelerator=accelerator, step=step, items=clips, endless=endless, collate=join, validation=held_out
     )
     return trainer.fit()
 
 
-def frozen_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of that name, which helps and is not trained; ValueError if it is none with one grid of tokens."""
-    tokenizer = vidgen.load(name)
-    if not isinstance(tokenizer, Tokenizer) or [part.axes for part in tokenizer.spec.parts] != ["thw"]:
-        raise ValueError(f"expected a video tokenizer with one grid of tokens, and {name!r} is none; leave it out")
-    return tokenizer.eval().requires_grad_(False)
+def near_miss_of(run: MatcherRun) -> NearMiss | None:
+    """Captions of the shapes world that are nearly right; `None` for other data, whose captions have no grammar."""
+    if run.data.source != "shapes":
+        return None
+    hold_out = HELD_OUT_PAIRS if run.data.hold_out else frozenset()
+    return lambda caption, generator: near_miss(parse_caption(caption), generator=generator, hold_out=hold_out).caption
