@@ -149,17 +149,19 @@ def score(
 
 
 def fingerprint_of(suite: str, settings: dict[str, Any], name: str) -> str:
-    """What a result says of the question and the weights that it belongs to."""
-    return hashlib.sha256(f"{suite} {settings} {weights_of(name)}".encode()).hexdigest()[:16]
+    """What a result says of the question and the weights that it belongs to; without a choice there is no matcher."""
+    shared = ("video_tokenizer",) if settings.get("num_candidates") == 1 else ("video_tokenizer", "matcher")
+    return hashlib.sha256(f"{suite} {settings} {weights_of(name, shared)}".encode()).hexdigest()[:16]
 
 
-def weights_of(name: str) -> str:
-    """Hash of a built-in model's files that decide what it makes, with those of the tokenizer that it shares."""
+def weights_of(name: str, shared: tuple[str, ...]) -> str:
+    """Hash of a built-in model's files that decide what it makes, with those of the `shared` components."""
     folder, digest = PRETRAINED / name, hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix == ".safetensors" or file.name.endswith(("config.json", "model_index.json")):
             digest.update(file.read_bytes())
-    return digest.hexdigest() + "".join(weights_of(other) for other in shared_components(folder).values())
+    others = [other for component, other in shared_components(folder).items() if component in shared]
+    return digest.hexdigest() + "".join(weights_of(other, shared) for other in others)
 
 
 def answers(result: dict[str, Any]) -> dict[str, float]:

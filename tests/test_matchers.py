@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_candidates import all_candidates
+from test_candidates import all_candidates, plausibility
 from test_generators import tokens_of
 from test_pipelines import each_family, latents_of, sample, seed
 from tiny_models import SPECS, clip, pipeline, random_latents, shake
@@ -305,13 +305,14 @@ def matched_pipeline(family: str) -> Any:
 
 @each_family
 @torch.no_grad()
-def test_the_candidate_that_the_matcher_likes_best_comes_back(family):
+def test_the_candidate_that_matcher_and_network_like_best_together_comes_back(family):
     pipe, source = matched_pipeline(family), seed(3)
     chosen = tokens_of(latents_of(pipe, prompt=TEXTS, generator=seed(3), num_candidates=4))
     places = []
     for number, prompt in enumerate(TEXTS):
         candidates = all_candidates(pipe, prompt, source, 4)
-        scores = pipe.matcher.score(candidates, [prompt] * 4)
+        fits, likely = pipe.matcher.score(candidates, [prompt] * 4), plausibility(pipe, candidates, prompt)
+        scores = (fits - fits.mean()) / fits.std() + (likely - likely.mean()) / likely.std()
         places.append(scores.argmax().item())
         assert (chosen[number] - tokens_of(candidates)[places[-1]]).abs().max() <= 1e-4
     assert any(places), "the first candidate is what a call without a choice gives: choose another seed for this test"

@@ -34,7 +34,8 @@ class MatcherPreset:
         if tokenizer is None:
             preset = TOKENIZER_PRESETS[self.tokenizer]
             tokenizer = (preset.tiny() if self.is_tiny else preset).build()
-        return self.model(latent_spec=tokenizer.spec.to_json(), **self.config)
+        arguments = {"latent_spec": tokenizer.spec.to_json(), **self.config}
+        return self.model(**arguments)
 
     def tiny(self) -> "MatcherPreset":
         """The same architecture, small enough to train in a test."""

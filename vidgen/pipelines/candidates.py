@@ -1,4 +1,4 @@
-"""Several candidates for each video, of which the one stays that shows the prompt best, or is most plausible."""
+"""Several candidates for each video, of which the one stays that is plausible and shows what the prompt says."""
 
 from typing import Any
 
@@ -51,8 +51,9 @@ class ChosenVideo:
     ) -> tuple[Tensor, KnownPixels]:
         """Of each `candidates` successive rows the best one, and the known pixels of those that stay.
 
-        The matcher judges by the prompt; where there is none of either, the network that made them does. A run that was
-        interrupted is not judged: its first candidates stay.
+        The network that made them judges how plausible they are and, where there are a matcher and words, the matcher
+        how well they show what was asked for; each is standardised over the candidates of a video, both count alike.
+        A run that was interrupted is not judged: its first candidates stay.
         """
         if candidates == 1:
             return tokens, known
@@ -60,9 +61,10 @@ class ChosenVideo:
         best = first
         if not self.interrupt:
             latents, texts = self.to_latents(tokens, size), texts_of(prompt)
-            use_matcher = self.matcher is not None and texts is not None
-            scores = self.matched(latents, texts) if use_matcher else self.judged(latents, condition)
-            best = first + scores.view(-1, candidates).argmax(dim=1)
+            scores = self.judged(latents, condition).view(-1, candidates)
+            if self.matcher is not None and texts is not None:
+                scores = standardised(scores) + standardised(self.matched(latents, texts).view(-1, candidates))
+            best = first + scores.argmax(dim=1)
         return tokens[best], None if known is None else (known[0][::candidates], known[1][::candidates])
 
     def judged(self, latents: Latents, condition: Condition) -> Tensor:
@@ -86,6 +88,11 @@ class ChosenVideo:
                 for number, of_prompt in enumerate(texts)
             ]
         )
+
+
+def standardised(scores: Tensor) -> Tensor:
+    """Scores `b k` with mean 0 and variance 1 in each row, or 0 where they are all the same."""
+    return (scores - scores.mean(dim=1, keepdim=True)) / scores.std(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def shown(matcher: Matcher, latents: Latents, texts: list[tuple[int, str]]) -> Tensor:

@@ -42,7 +42,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         transformer: predicts the tokens.
         scheduler: diffusers' Euler steps along the flow, or any that fits what the transformer predicts.
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
-        matcher: chooses between candidates; without one the transformer itself does.
+        matcher: helps to choose between candidates.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                 samplers without noise levels, this share of the steps is taken. Pixels that a mask says are known stay.
             token_reduction: leave similar tokens out of full attention, for speed at some loss.
             num_candidates: videos made for each that comes back, at as many times the time and memory; 1 = no choice.
-                The matcher chooses the one that shows best what the prompt says; without a matcher or words the
-                network itself the one that it finds most plausible (`Generator.plausibility`).
+                The one comes back that the network itself finds most plausible (`Generator.plausibility`) and, where
+                there are a matcher and words, that shows best what they say.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs

@@ -33,7 +33,7 @@ class MaskedVideoPipeline(VideoPipeline):
         transformer: predicts the tokens.
         scheduler: decides which predictions stay.
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
-        matcher: chooses between candidates; without one the transformer itself does.
+        matcher: helps to choose between candidates.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class MaskedVideoPipeline(VideoPipeline):
                 without a mask, the task's own region is known.
             actions: `b t a`, what leads to each frame, for a transformer with action_channels.
             num_candidates: videos made for each that comes back, at as many times the time and memory; 1 = no choice.
-                The matcher chooses the one that shows best what the prompt says; without a matcher or words the
-                network itself the one that it finds most plausible (`Generator.plausibility`).
+                The one comes back that the network itself finds most plausible (`Generator.plausibility`) and, where
+                there are a matcher and words, that shows best what they say.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs

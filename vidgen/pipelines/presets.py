@@ -14,7 +14,6 @@ SMALL = {"width": 128, "layers": 6, "heads": 4, "expansion": 3.0}
 MANY_IDS = {"head_type": "depth", "head_options": {"inner_width": 64}}  # of a token, drawn one after the other
 SMALL_TEXT = {"width": 96, "layers": 1, "heads": 3}
 SHAPES_CALL = {"num_frames": 17, "height": 64, "width": 64, "num_candidates": 4}
-MATCHED = {"num_candidates": 8}  # a matcher finds the right one of more
 DIGIT_NAMES = tuple("0123456789") + tuple(f"{one} {other}" for one in range(10) for other in range(one, 10))
 BASE = {"width": 768, "layers": 16, "heads": 12}
 BASE_TEXT = {"width": 512, "layers": 4, "heads": 8, "buckets": 16384, "max_words": 128}
@@ -27,7 +26,7 @@ SHAPES_MASKED = PipelinePreset(
     config={**SMALL, **MANY_IDS},
     text=SMALL_TEXT,
     scheduler={"choice_order": "random"},
-    defaults={**SHAPES_CALL, **MATCHED, "num_inference_steps": 12, "guidance_scale": 2.0},
+    defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
     matcher="shapes-matcher",
 )
 SHAPES_FLOW = PipelinePreset(
@@ -43,7 +42,6 @@ DIGITS_MASKED = replace(
     SHAPES_MASKED,
     about="masked transformer on 8 ids of 64 codes a token, the moving digits",
     tokenizer="digits-fsq",
-    defaults={**SHAPES_MASKED.defaults, **SHAPES_CALL},
     matcher=None,
 )
 DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
@@ -64,7 +62,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         generator=AutoregressiveTransformer,
         config={**SMALL, **MANY_IDS},
         text=SMALL_TEXT,
-        defaults={**SHAPES_CALL, **MATCHED, "guidance_scale": 2.0},
+        defaults={**SHAPES_CALL, "num_candidates": 8, "guidance_scale": 2.0},
         matcher="shapes-matcher",
     ),
     "digits-masked": DIGITS_MASKED,
