@@ -38,7 +38,7 @@ ENTRIES = (
     Entry("eval list-protocols", "vidgen.cli.eval_list_protocols", "the named conditions behind every score"),
     Entry("train-tokenizer", "vidgen.cli.train_tokenizer", "train a tokenizer on your clips or on the shapes world"),
     Entry("train-generator", "vidgen.cli.train_generator", "train a generator on the tokens of a tokenizer"),
-    Entry("train-matcher", "vidgen.cli.train_matcher", "train a judge that chooses between a pipeline's candidates"),
+    Entry("train-matcher", "vidgen.cli.train_matcher", "train a network that helps a pipeline choose"),
     Entry("kernels explain", "vidgen.cli.kernels_explain", "which attention backend a pattern gets, why, at what cost"),
     Entry("models", "vidgen.cli.models", "list the built-in models, or the presets to train from"),
 )

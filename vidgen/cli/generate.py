@@ -60,8 +60,8 @@ class Command:
     guidance: float | None = None
     """Strength of classifier-free guidance, 1 for none; the model's own by default."""
     candidates: int | None = None
-    """Videos made for each one that is kept: the one that fits the prompt best to the model's matcher, or that is most
-    plausible to the model itself; the model's own number by default."""
+    """Videos made for each one that is kept: the most plausible to the model itself and, if it has a matcher, the one
+    that shows the prompt best; the model's own number by default."""
     negative_prompt: str | None = None
     """What guidance steers away from; by default, away from no text."""
     start: Annotated[Path | None, arg(metavar="FILE")] = None
