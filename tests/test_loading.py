@@ -17,6 +17,8 @@ from tiny_models import FAMILIES, OPTIONS, PAIRS, clip, pipeline, tokenizer
 import vidgen
 from vidgen import loading
 from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
+from vidgen.matchers import MATCHERS
+from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.pipelines import PIPELINES, VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import TOKENIZERS
@@ -335,11 +337,11 @@ def test_every_pipeline_preset_names_a_tokenizer_and_fits_it(name):
 
 
 def test_build_gives_any_preset_and_the_seed_decides(monkeypatch):
-    tiny = {name: preset.tiny() for name, preset in TOKENIZER_PRESETS.items()}
-    monkeypatch.setattr(loading, "TOKENIZER_PRESETS", tiny)
-    monkeypatch.setattr(loading, "PIPELINE_PRESETS", {name: preset.tiny() for name, preset in PIPELINE_PRESETS.items()})
-    for name in [*tiny, *PIPELINE_PRESETS]:
-        assert isinstance(vidgen.build(name), (*TOKENIZERS, *PIPELINES))
+    presets = {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **MATCHER_PRESETS}
+    assert loading.ALL_PRESETS.keys() >= presets.keys()
+    monkeypatch.setattr(loading, "ALL_PRESETS", {name: preset.tiny() for name, preset in presets.items()})
+    for name in presets:
+        assert isinstance(vidgen.build(name), (*TOKENIZERS, *PIPELINES, *MATCHERS))
     torch.manual_seed(3)
     one = vidgen.build("shapes-fsq")
     torch.manual_seed(3)
