@@ -3,8 +3,9 @@
 For prompts of the selection split every model makes several candidates; the judge reads all of them. Rows: model,
 number of objects, rule of choice, candidates that it chooses from; share of prompts whose chosen video is all right,
 mean over the disjoint groups of so many candidates, with a 95 % bootstrap interval over prompts. Rules:
-    matcher       `Matcher.score` of the model's matcher, what `num_candidates` goes by where there is one
-    plausibility  `Generator.plausibility`, what it goes by without one
+    both          matcher and plausibility, standardised over a prompt's candidates: what `num_candidates` goes by
+    matcher       `Matcher.score`, where the model has a matcher
+    plausibility  `Generator.plausibility`, what `num_candidates` goes by without one
     difference    the same minus that without a prompt (what classifier-free guidance adds)
     any           a choice that knows the judge: right if one candidate is
 Rows of models that are not asked for stay in the table.
@@ -25,6 +26,7 @@ from vidgen.eval.detector import compare, detect
 from vidgen.eval.obedience import SELECTION_SEED, draw_prompts, noise, videos_of
 from vidgen.eval.report import environment_stamp, write_csv, write_json
 from vidgen.nn.fingerprint import weights_sha256
+from vidgen.pipelines.candidates import standardised
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PIPELINES = ("shapes-masked", "shapes-flow", "shapes-ar")
@@ -48,7 +50,10 @@ def candidates_of(pipeline: Any, *, prompts: int, objects: int, candidates: int)
             torch.tensor([compare(detect(one), scene).all_right for one in videos_of(pipeline.decode(latents, "pt"))])
         )
     right, likely = torch.stack(rights), torch.stack(plausible)
-    rules = {"matcher": torch.stack(matched)} if matched else {}
+    rules = {}
+    if matched:
+        fits = torch.stack(matched)
+        rules = {"both": standardised(fits) + standardised(likely), "matcher": fits}
     return right, {
         **rules,
         "plausibility": likely,

@@ -190,6 +190,6 @@ def test_one_call_measures_what_a_choice_is_worth(tmp_path, monkeypatch, capsys)
     with place.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["rule"], row["candidates"]) for row in rows if row["rule"] != "difference"] == [
-        (rule, count) for rule in ("plausibility", "any") for count in ("1", "2")
+        (rule, count) for rule in ("both", "matcher", "plausibility", "any") for count in ("1", "2")
     ]
     assert "shapes-masked 1 plausibility 2" in capsys.readouterr().out
