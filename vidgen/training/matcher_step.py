@@ -50,7 +50,7 @@ class MatcherStep(TrainingStep):
         self.decode = tokenizer.decode
         self.near_miss, self.near_misses, self.others = near_miss, near_misses, others
         self.broken, self.shortest = broken, shortest
-        self.right = 0.0
+        self.right = torch.zeros(())
 
     def forward(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         latents, broken = self.seen(batch, generators)
@@ -61,14 +61,14 @@ class MatcherStep(TrainingStep):
         fits &= ~broken.to(scores.device)[:, None]
         losses = F.binary_cross_entropy_with_logits(scores, fits.float(), reduction="none")
         counts = fits.sum().clamp(min=1), (~fits).sum().clamp(min=1)
-        self.right = float(((scores > 0) == fits).float().mean())
+        self.right = ((scores > 0) == fits).float().mean()
         return {"fitting": losses[fits].sum() / counts[0] / 2, "others": losses[~fits].sum() / counts[1] / 2}
 
     def evaluate(self, batch: Batch, generators: Generators) -> dict[str, Tensor]:
         return self(batch, generators)
 
     def measures(self) -> dict[str, float]:
-        return {"right": self.right}
+        return {"right": float(self.right)}
 
     def seen(self, batch: Batch, generators: Generators) -> tuple[Latents, Tensor]:
         """The latents that the matcher sees, and bool `b`: those of broken clips."""
