@@ -38,8 +38,8 @@ def plausibility(pipe: VideoPipeline, latents: Latents, prompt: str) -> Tensor:
 @each_pair
 @torch.no_grad()
 def test_the_most_plausible_candidate_of_each_video_comes_back(family, bottleneck):
-    pipe, source = pipeline(family, bottleneck), seed(3)
-    chosen = tokens_of(latents_of(pipe, prompt=PROMPTS, generator=seed(3), num_candidates=4))
+    pipe, source = pipeline(family, bottleneck), seed(10)
+    chosen = tokens_of(latents_of(pipe, prompt=PROMPTS, generator=seed(10), num_candidates=4))
     places = []
     for number, prompt in enumerate(PROMPTS):
         candidates = all_candidates(pipe, prompt, source, 4)

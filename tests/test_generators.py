@@ -116,6 +116,36 @@ def test_heads_draw_tokens_that_exist_in_their_part(name):
         assert (drawn[:, where] < torch.tensor(part.codebooks)).all()
 
 
+@each_spec
+@torch.no_grad()
+def test_heads_draw_at_some_places_what_they_draw_for_these_tokens_alone(name):
+    spec = SPECS[name]
+    model, latents = generator("masked", name), random_latents(spec, batch=3)
+    count, tokens = spec.num_tokens(SIZE), tokens_of(latents)
+    hidden = torch.randn(3, count, 24)
+    limits, how = model.limits(spec.coordinates(SIZE)), {"rule": SamplingRule(flow_steps=2)}
+    places = torch.zeros(3, count, dtype=torch.bool)
+    places[0, 1] = places[1, -2:] = places[2, 0] = True  # one of the first row, two of the second, one of the third
+    seeds = [4, 5, 6]
+    drawn = model.proj_out.sample_at(
+        places, tokens, hidden, hidden.flip(1), 2.0, generators=seeded(seeds), limits=limits, **how
+    )
+    assert drawn[~places].equal(tokens[~places])
+    for row, (seed, at) in enumerate(zip(seeds, places, strict=True)):
+        alone, _ = model.proj_out.sample(
+            hidden[row, at][None],
+            hidden.flip(1)[row, at][None],
+            2.0,
+            generators=seeded([seed]),
+            limits=None if limits is None else limits[at],
+            **how,
+        )
+        torch.testing.assert_close(drawn[row, at], alone[0].to(drawn.dtype), atol=1e-5, rtol=0)
+    nowhere = torch.zeros_like(places)
+    call = {"generators": seeded(seeds), "limits": limits, **how}
+    assert model.proj_out.sample_at(nowhere, tokens, hidden, None, 1.0, **call).equal(tokens)
+
+
 def test_grid_only_options_are_refused_for_other_tokens():
     with pytest.raises(ValueError, match="needs tokens on one thw grid"):
         generator("diffusion", "three planes", patch=(1, 2, 2))
@@ -321,7 +351,8 @@ def test_a_random_mask_hides_between_one_and_all_of_the_unknown_tokens(known):
     state[:, :known] = TokenState.KNOWN
     text = condition(200)
     latents = random_latents(SPECS["grid of ids"], batch=200)
-    masked = model.random_mask(told(latents, state, text), torch.arange(8), 200, seeded(range(200)))
+    masked, asked = model.random_mask(told(latents, state, text), torch.arange(8), 200, seeded(range(200)))
+    assert asked.equal(masked)
     counts = masked.sum(dim=1)
     assert not masked[:, :known].any()
     assert counts.min() >= 1
@@ -336,12 +367,14 @@ def test_masks_in_the_order_of_time_hide_the_last_tokens_that_are_not_known():
     state = torch.full((200, 8), int(TokenState.UNKNOWN))
     state[:, 7] = TokenState.KNOWN  # the last frame may be given: interpolation
     latents, times = random_latents(SPECS["grid of ids"], batch=200), torch.tensor([0, 0, 1, 1, 1, 5, 5, 9])
-    masked = model.random_mask(told(latents, state, condition(200)), times, 200, seeded(range(200)))
+    masked, asked = model.random_mask(told(latents, state, condition(200)), times, 200, seeded(range(200)))
     assert set(masked.sum(dim=1).tolist()) == set(range(1, 8)) and not masked[:, 7].any()
     for row in masked[:, :7]:
         seen_times, hidden_times = times[:7][~row], times[:7][row]
         assert not len(seen_times) or seen_times.max() <= hidden_times.min()
     assert masked[:, 5].float().mean() > masked[:, 0].float().mean()
+    for hidden, next_ones in zip(masked, asked, strict=True):  # a sampler in the order of time draws these next
+        assert next_ones.equal(hidden & (times == times[hidden].min()))
 
 
 @pytest.mark.parametrize("name", ["grid of ids", "grid of reals", "two parts of ids", "three planes"])

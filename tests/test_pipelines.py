@@ -251,6 +251,23 @@ def test_an_interrupted_run_stops_and_still_gives_a_whole_video(family, bottlene
     assert sample(pipe).isfinite().all(), "the next run is not interrupted"
 
 
+@pytest.mark.parametrize("bottleneck", ["fsq", "kl"])
+@pytest.mark.parametrize("order", ["random", "time", "confidence"])
+def test_each_token_is_drawn_once_where_what_is_drawn_does_not_decide_the_order(order, bottleneck, monkeypatch):
+    pipe = pipeline("masked", bottleneck)
+    pipe.scheduler.register_to_config(choice_order=order)
+    head, drawn = pipe.transformer.proj_out, []
+    sample_whole = head.sample
+
+    def counted(hidden, *others, **named):
+        drawn.append(hidden.shape[:2].numel())
+        return sample_whole(hidden, *others, **named)
+
+    monkeypatch.setattr(head, "sample", counted)
+    tokens = latents_of(pipe, num_inference_steps=6, guidance_scale=2.0).tokens.shape[1]
+    assert sum(drawn) == tokens * (6 if order == "confidence" and bottleneck == "fsq" else 1)
+
+
 @each_family
 def test_a_cut_off_callback_of_diffusers_ends_guidance(family):
     from diffusers.callbacks import SDCFGCutoffCallback

@@ -117,6 +117,38 @@ def test_the_order_of_time_decides_early_tokens_first():
         scheduler.step(sample, 3, sample, **call)
 
 
+@pytest.mark.parametrize("order", ["random", "time"])
+@pytest.mark.parametrize("left", [3, 1, 0])
+def test_places_are_the_tokens_that_a_step_decides(order, left):
+    scheduler = MaskedTokenScheduler("linear", choice_order=order)
+    scheduler.set_timesteps(4)
+    unknown = torch.ones(5, 8, dtype=torch.bool)
+    unknown[2, :6] = False
+    masked = unknown.clone()
+    masked[:, 7] = False
+    state = {"masked": masked, "unknown": unknown, "times": torch.arange(8)}
+    places = scheduler.places(left, generators=seeded(range(5)), **state)
+    assert places.any(dim=1).all() and not (places & ~masked).any()
+    assert left > 0 or places.equal(masked)
+    sample, drawn = torch.zeros(5, 8, 1, dtype=torch.long), torch.full((5, 8, 1), 7)
+    call = {"confidence": torch.randn(5, 8), "generators": seeded(range(5)), **state}
+    itself = scheduler.step(drawn, left, sample, **call)
+    told = scheduler.step(torch.where(places[..., None], drawn, sample), left, sample, places=places, **call)
+    assert itself.masked.equal(told.masked) and told.masked.equal(masked & ~places)
+    assert told.prev_sample[..., 0].eq(7).equal(places)
+
+
+def test_places_depend_on_what_is_drawn_where_confidence_decides():
+    masked = torch.ones(1, 8, dtype=torch.bool)
+    state = {"masked": masked, "unknown": masked, "generators": seeded([0])}
+    for scheduler in (MaskedTokenScheduler(), AbsorbingScheduler()):
+        scheduler.set_timesteps(4)
+        assert scheduler.places(3, **state) is None
+    unsure = MaskedTokenScheduler()
+    unsure.set_timesteps(4)
+    assert unsure.places(3, confident=False, **state).sum() >= 1  # of reals without a probability: at random
+
+
 def test_a_critic_may_mask_decided_tokens_again_and_keeps_the_count():
     unknown = torch.ones(1, 20, dtype=torch.bool)
     unknown[0, :4] = False

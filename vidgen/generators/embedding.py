@@ -58,12 +58,12 @@ class Digits:
         return torch.stack(ids, dim=-1)
 
     def allowed(self, chosen: list[Tensor], limits: Tensor) -> Tensor:
-        """How many values the digit after `chosen` may take for ids below `limits` (`n q`): `n` or `b n`."""
+        """How many values the digit after `chosen` may take for ids below `limits` (`n q` or `b n q`): `n` or `b n`."""
         begun, codebook = list(chosen), 0
         while len(begun) >= len(self.codebooks[codebook]):
             begun, codebook = begun[len(self.codebooks[codebook]) :], codebook + 1
         factors = self.codebooks[codebook]
-        left = limits[:, codebook]
+        left = limits[..., codebook]
         for place, digit in enumerate(begun):
             left = left - digit * math.prod(factors[place + 1 :])
         unit = math.prod(factors[len(begun) + 1 :])  # ids that share this digit

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from einops import repeat
@@ -17,6 +18,8 @@ from vidgen.schedulers.sampling import SamplingRule
 
 class Head(nn.Module, ABC):
     """Loss and sampling of tokens given hidden states `b n d`."""
+
+    confident: ClassVar[bool] = True  # whether `sample` knows how probable its tokens are
 
     @abstractmethod
     def loss(self, hidden: Tensor, target: Tensor, *, generators: Generators) -> Tensor:
@@ -35,9 +38,41 @@ class Head(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens and their log-probability `b n` (`None` where there is none).
 
-        Guidance acts here: `uncond + guidance * (cond - uncond)` on what the head predicts. `limits` (`n q`) is the
-        codebook size at each token where parts differ.
+        Guidance acts here: `uncond + guidance * (cond - uncond)` on what the head predicts. `limits` (`n q` or
+        `b n q`) is the codebook size at each token where parts differ.
         """
+
+    def sample_at(
+        self,
+        places: Tensor,
+        tokens: Tensor,
+        hidden: Tensor,
+        uncond_hidden: Tensor | None,
+        guidance: float,
+        *,
+        generators: Generators,
+        rule: SamplingRule,
+        limits: Tensor | None = None,
+    ) -> Tensor:
+        """`tokens` with those at `places` (`b n` bool) drawn; arguments as of `sample`, `limits` is `n q`.
+
+        Rows with as many places are drawn together: a row's noise does not depend on the others.
+        """
+        tokens, counts = tokens.clone(), places.sum(dim=1)
+        for count in counts[counts > 0].unique().tolist():
+            rows = (counts == count).nonzero().squeeze(1)
+            columns = places[rows].nonzero()[:, 1].view(len(rows), count)
+            at = (rows.unsqueeze(1), columns)
+            drawn, _ = self.sample(
+                hidden[at],
+                None if uncond_hidden is None else uncond_hidden[at],
+                guidance,
+                generators=[generators[row] for row in rows.tolist()],
+                rule=rule,
+                limits=None if limits is None else limits[columns],
+            )
+            tokens[at] = drawn.to(tokens.dtype)
+        return tokens
 
 
 class CategoricalHead(Head):
@@ -103,6 +138,8 @@ class FlowHead(Head):
         width, layers: of the residual network, each layer modulated by σ and the hidden state.
         copies: noise levels drawn for each token and step of training.
     """
+
+    confident = False
 
     def __init__(self, spec: LatentSpec, width: int, *, layers: int = 3, copies: int = 2) -> None:
         super().__init__()

@@ -37,8 +37,8 @@ class MaskedTransformer(Generator, ConfigMixin):
         width, layers, heads: of the transformer; expansion: of its feed-forward.
         token_weight: strength of `token_weights` in the loss.
         smallest_ratio: the mask ratio is cos(π/2 · u), at least this (MaskGIT, section 3.1).
-        time_order_share: of the training samples, whose masked tokens are the last ones in time, their share u: what a
-            sampler with `choice_order="time"` meets.
+        time_order_share: of the training samples, whose masked tokens are the last ones in time and whose loss asks for
+            the next frame alone: what a sampler with `choice_order="time"` meets.
         tasks: how many tasks the network is told apart by a state of their own; 0 = it does not hear `Condition.task`.
         refine_weight: of masked tokens some of whose pixels are known (COMMIT's refine loss, MAGVIT, equation 5).
         reconstruction_weight: of tokens that the network sees and gives back (COMMIT's reconstruction loss).
@@ -227,16 +227,16 @@ class MaskedTransformer(Generator, ConfigMixin):
         self.check_spec(latents.spec)
         target = latents.tokens if latents.ids is None else latents.ids
         coordinates = latents.spec.coordinates(latents.size)
-        masked = self.random_mask(condition, coordinates[:, 2], len(target), generators).to(target.device)
-        coordinates = coordinates.to(target.device)
+        masked, asked = self.random_mask(condition, coordinates[:, 2], len(target), generators)
+        masked, asked, coordinates = (tensor.to(target.device) for tensor in (masked, asked, coordinates))
         tokens, inputs = seen(target, condition), self.condition_inputs(condition, coordinates)
         hidden = self(tokens, masked, coordinates, **inputs, **self.training_inputs(masked, generators))
         loss = self.proj_out.loss(hidden, target, generators=generators)
 
         state = torch.zeros_like(masked, dtype=torch.long) if condition.token_state is None else condition.token_state
-        kinds = {"masked": (masked & (state == TokenState.UNKNOWN)).float()}
+        kinds = {"masked": (asked & (state == TokenState.UNKNOWN)).float()}
         if condition.token_state is not None:
-            kinds["refined"] = self.config.refine_weight * (masked & (state == TokenState.PARTIAL)).float()
+            kinds["refined"] = self.config.refine_weight * (asked & (state == TokenState.PARTIAL)).float()
         if self.config.reconstruction_weight > 0:
             visible = ~masked & (state != TokenState.KNOWN)
             kinds["reconstructed"] = self.config.reconstruction_weight * visible.float()
@@ -283,10 +283,14 @@ class MaskedTransformer(Generator, ConfigMixin):
         rule, limits = SamplingRule(), self.limits(coordinates)
         return self.proj_out.sample(hidden, None, 1.0, generators=generators, rule=rule, limits=limits)[0]
 
-    def random_mask(self, condition: Condition, times: Tensor, batch: int, generators: Generators) -> Tensor:
-        """`b n` bool: of the tokens that are not known, ⌈ratio · count⌉, at least one, for tokens of these times (`n`).
+    def random_mask(
+        self, condition: Condition, times: Tensor, batch: int, generators: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """`b n` bool, for tokens of these times (`n`): which are masked, and for which of these the loss asks.
 
-        At random with the ratio cos(π/2 · u), or, for `time_order_share` of the samples, the last in time with ratio u.
+        Of the tokens that are not known ⌈ratio · count⌉ are masked, at least one: at random with the ratio cos(π/2 · u),
+        and the loss asks for all of them; or, for `time_order_share` of the samples, the last in time with ratio u, and
+        it asks for those of the earliest time, which a sampler in the order of time draws next.
         """
         share = rand((batch,), generators).cpu()
         ratio = torch.cos(math.pi / 2 * share).clamp(min=self.config.smallest_ratio)
@@ -295,7 +299,11 @@ class MaskedTransformer(Generator, ConfigMixin):
             in_time = rand((batch,), generators).cpu() < self.config.time_order_share
             ratio = torch.where(in_time, share, ratio)
             scores = torch.where(in_time[:, None], scores - times, scores)
-        return masked_share(condition.unknown(len(times)).cpu(), ratio, scores)
+        masked = masked_share(condition.unknown(len(times)).cpu(), ratio, scores)
+        if self.config.time_order_share == 0:
+            return masked, masked
+        earliest = torch.where(masked, times, times.max()).amin(dim=1, keepdim=True)
+        return masked, masked & (~in_time[:, None] | (times == earliest))
 
 
 def masked_share(unknown: Tensor, ratio: Tensor, scores: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ class MixtureHead(Head):
         components: Gaussians in the mixture (Divot: 16).
     """
 
+    confident = False
+
     def __init__(self, spec: LatentSpec, width: int, *, components: int = 16) -> None:
         super().__init__()
         self.channels, self.components = spec.channels, components

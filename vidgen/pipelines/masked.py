@@ -203,7 +203,7 @@ class MaskedVideoPipeline(VideoPipeline):
         self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
-        memories = self.transformer.empty_memories()
+        memories, head = self.transformer.empty_memories(), self.transformer.proj_out
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
@@ -217,28 +217,21 @@ class MaskedVideoPipeline(VideoPipeline):
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
                     other["encoder_attention_mask"] = negative_mask
                     without = self.transformer(tokens, masked, coordinates, **other, **memories[1])
-                prediction, confidence = self.transformer.proj_out.sample(
-                    hidden,
-                    without,
-                    self.scheduler.guidance_at(t, self.guidance_scale),
-                    generators=generators,
-                    rule=rule,
-                    limits=self.transformer.limits(coordinates),
-                )
-                realness = None
+                guidance = self.scheduler.guidance_at(t, self.guidance_scale)
+                draw = {"generators": generators, "rule": rule, "limits": self.transformer.limits(coordinates)}
+                state = {"masked": masked, "unknown": unknown, "generators": generators, "times": coordinates[:, 2]}
+                places = realness = confidence = None
+                if self.transformer.to_realness is None:
+                    places = self.scheduler.places(t, confident=head.confident, **state)
+                if places is None:
+                    prediction, confidence = head.sample(hidden, without, guidance, **draw)
+                else:
+                    prediction = head.sample_at(places, tokens, hidden, without, guidance, **draw)
                 if self.transformer.to_realness is not None:
                     completed = torch.where(masked.unsqueeze(-1), prediction.to(tokens.dtype), tokens)
                     realness = self.transformer.realness(completed, coordinates, **inputs)
                 step = self.scheduler.step(
-                    prediction,
-                    t,
-                    tokens,
-                    masked=masked,
-                    confidence=confidence,
-                    unknown=unknown,
-                    generators=generators,
-                    realness=realness,
-                    times=coordinates[:, 2],
+                    prediction, t, tokens, confidence=confidence, realness=realness, places=places, **state
                 )
                 sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:
@@ -247,6 +240,8 @@ class MaskedVideoPipeline(VideoPipeline):
                     sample, prompt_embeds, negative_prompt_embeds = changed
                     if any(after is not before for after, before in zip(changed, tensors, strict=True)):
                         memories = self.transformer.empty_memories()  # what is kept is of the tensors before
+                    if self.interrupt and places is not None:  # what is left comes as this step guesses it
+                        sample = head.sample_at(masked, sample, hidden, without, guidance, **draw)
                 progress.update()
 
         sample, known = self.choose(sample, known, condition, size, candidates, prompt)

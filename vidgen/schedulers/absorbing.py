@@ -45,8 +45,9 @@ class AbsorbingScheduler(MaskScheduler, ConfigMixin):
         generators: Generators,
         realness: Tensor | None = None,
         times: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> MaskedTokenSchedulerOutput:
-        """One step; arguments as of `MaskedTokenScheduler.step`; confidence, realness, times play no part."""
+        """One step; arguments as of `MaskedTokenScheduler.step`; confidence, realness, times, places play no part."""
         prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)
         left = int(timestep)
         if left == 0:

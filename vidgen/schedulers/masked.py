@@ -43,6 +43,23 @@ class MaskScheduler(SchedulerMixin, ConfigMixin):
         """Guidance scale of a step."""
         return guidance_at(self.config.guidance_ramp, guidance_scale, 1 - int(timestep) / self.num_inference_steps)
 
+    def places(
+        self,
+        timestep: int | Tensor,
+        *,
+        masked: Tensor,
+        unknown: Tensor,
+        generators: Generators,
+        confident: bool = True,
+        times: Tensor | None = None,
+    ) -> Tensor | None:
+        """`b n` bool: the tokens that a step is going to decide; `None` where that depends on what is drawn for them.
+
+        A sampler that knows them draws them alone. Arguments as of `step`; `confident`: predictions will have a
+        log-probability.
+        """
+        return None
+
 
 class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
     """Keeps the most confident predictions and masks the rest again.
@@ -73,6 +90,28 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
         self.timesteps = torch.arange(0)
         self.num_inference_steps = 0
 
+    def places(
+        self,
+        timestep: int | Tensor,
+        *,
+        masked: Tensor,
+        unknown: Tensor,
+        generators: Generators,
+        confident: bool = True,
+        times: Tensor | None = None,
+    ) -> Tensor | None:
+        order = self.config.choice_order
+        if confident and order == "confidence":
+            return None
+        if int(timestep) == 0:
+            return masked
+        score = rand(masked.shape, generators).to(masked.device)
+        if order == "time":
+            if times is None:
+                raise ValueError('choice_order "time" needs the times of the tokens, as the pipelines give them')
+            score = score - times
+        return masked & ~lowest(score, masked, self.staying(timestep, masked, unknown))
+
     def step(
         self,
         model_output: Tensor,
@@ -85,11 +124,12 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
         generators: Generators,
         realness: Tensor | None = None,
         times: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> MaskedTokenSchedulerOutput:
         """One step.
 
         Args:
-            model_output: predicted tokens at all positions, `b n q` or `b n c`.
+            model_output: predicted tokens at all positions, `b n q` or `b n c`; with `places`, at those alone.
             timestep: from `timesteps`.
             sample: tokens so far.
             masked: `b n` bool, positions of `sample` not decided yet.
@@ -99,34 +139,36 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
             realness: `b n`, a critic's verdict on the prediction in place of the confidence; then tokens that were
                 decided earlier may be masked again (Token-Critic, arXiv 2209.04439).
             times: `n` long, the frame that each token begins at, for the order "time".
+            places: what the method of this name gave for this step, `b n` bool.
         """
         prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)
         left = int(timestep)
+        if realness is None and places is None:
+            call = {"masked": masked, "unknown": unknown, "generators": generators, "times": times}
+            places = self.places(timestep, confident=confidence is not None, **call)
+        if places is not None:
+            return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=masked & ~places)
         if left == 0:
             return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=torch.zeros_like(masked))
-        progress = 1 - left / self.num_inference_steps
-        stay = self.tokens_left(unknown, progress)
-        if realness is not None:
-            confidence, candidates = realness, unknown
-        else:
-            candidates = masked
-            stay = torch.minimum(stay, masked.sum(dim=1) - 1).clamp(min=0)  # each step decides at least one token
-        order = self.config.choice_order if realness is None else "confidence"
-        if confidence is None or order != "confidence":
-            score = rand(masked.shape, generators, like=prediction.new_empty(0, dtype=torch.float32))
-            if order == "time":
-                if times is None:
-                    raise ValueError('choice_order "time" needs the times of the tokens, as the pipelines give them')
-                score = score - times
-        else:
-            noise = gumbel(masked.shape, generators, like=confidence)
-            score = confidence + self.config.choice_temperature * (1 - progress) * noise
-        score = score.masked_fill(~candidates, float("inf"))
-        rank = score.argsort(dim=1).argsort(dim=1)
-        return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=candidates & (rank < stay[:, None]))
+        confidence, candidates = (confidence, masked) if realness is None else (realness, unknown)
+        noise = gumbel(masked.shape, generators, like=confidence)
+        score = confidence + self.config.choice_temperature * left / self.num_inference_steps * noise
+        stay = self.staying(timestep, candidates, unknown)
+        return MaskedTokenSchedulerOutput(prev_sample=prediction, masked=lowest(score, candidates, stay))
+
+    def staying(self, timestep: int | Tensor, candidates: Tensor, unknown: Tensor) -> Tensor:
+        """`b` long: how many tokens stay masked after a step; each step decides at least one of the candidates."""
+        stay = self.tokens_left(unknown, 1 - int(timestep) / self.num_inference_steps)
+        return torch.minimum(stay, candidates.sum(dim=1) - 1).clamp(min=0)
 
     def tokens_left(self, unknown: Tensor, progress: float) -> Tensor:
         """`b` long: how many of the unknown tokens stay masked, rounded down."""
         counts = unknown.sum(dim=1)
         shares = [self.masked_share(progress, count) for count in counts.tolist()]
         return (counts * torch.tensor(shares, device=unknown.device)).floor().long()
+
+
+def lowest(scores: Tensor, candidates: Tensor, counts: Tensor) -> Tensor:
+    """`b n` bool: of each row's candidates the `counts` (`b`) with the lowest scores."""
+    rank = scores.masked_fill(~candidates, float("inf")).argsort(dim=1).argsort(dim=1)
+    return candidates & (rank < counts[:, None])
