@@ -288,9 +288,9 @@ class MaskedTransformer(Generator, ConfigMixin):
     ) -> tuple[Tensor, Tensor]:
         """`b n` bool, for tokens of these times (`n`): which are masked, and for which of these the loss asks.
 
-        Of the tokens that are not known ⌈ratio · count⌉ are masked, at least one: at random with the ratio cos(π/2 · u),
-        and the loss asks for all of them; or, for `time_order_share` of the samples, the last in time with ratio u, and
-        it asks for those of the earliest time, which a sampler in the order of time draws next.
+        Of the tokens that are not known ⌈ratio · count⌉ are masked, at least one: at random with the ratio
+        cos(π/2 · u), and the loss asks for all of them; or, for `time_order_share` of the samples, the last in time
+        with ratio u, and it asks for those of the earliest time, which a sampler in the order of time draws next.
         """
         share = rand((batch,), generators).cpu()
         ratio = torch.cos(math.pi / 2 * share).clamp(min=self.config.smallest_ratio)

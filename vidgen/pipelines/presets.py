@@ -23,10 +23,10 @@ SHAPES_MASKED = PipelinePreset(
     about="masked transformer on 8 ids of 64 codes a token, the shapes world",
     tokenizer="shapes-fsq",
     generator=MaskedTransformer,
-    config={**SMALL, **MANY_IDS},
+    config={**SMALL, **MANY_IDS, "time_order_share": 0.6},
     text=SMALL_TEXT,
-    scheduler={"choice_order": "random"},
-    defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
+    scheduler={"choice_order": "time", "schedule": "square"},  # what spins has to go on as it began
+    defaults={**SHAPES_CALL, "num_inference_steps": 24, "guidance_scale": 2.0},
     matcher="shapes-matcher",
 )
 SHAPES_FLOW = PipelinePreset(
@@ -36,15 +36,23 @@ SHAPES_FLOW = PipelinePreset(
     config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0, "level_mean": 1.0},  # what goes where is decided in noise
     text=SMALL_TEXT,
     scheduler={"shift": 8.0},
-    defaults={**SHAPES_CALL, "num_inference_steps": 30, "guidance_scale": 3.0},
+    defaults={**SHAPES_CALL, "num_candidates": 6, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
     SHAPES_MASKED,
     about="masked transformer on 8 ids of 64 codes a token, the moving digits",
     tokenizer="digits-fsq",
+    config={**SMALL, **MANY_IDS},
+    scheduler={"choice_order": "random"},
+    defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
     matcher=None,
 )
-DIGITS_FLOW = replace(SHAPES_FLOW, about="flow matching on real tokens, the moving digits", tokenizer="digits-kl")
+DIGITS_FLOW = replace(
+    SHAPES_FLOW,
+    about="flow matching on real tokens, the moving digits",
+    tokenizer="digits-kl",
+    defaults={**SHAPES_FLOW.defaults, "num_candidates": 4},
+)
 
 
 def by_digit_class(preset: PipelinePreset) -> PipelinePreset:
@@ -62,7 +70,7 @@ PIPELINE_PRESETS: dict[str, PipelinePreset] = {
         generator=AutoregressiveTransformer,
         config={**SMALL, **MANY_IDS},
         text=SMALL_TEXT,
-        defaults={**SHAPES_CALL, "num_candidates": 8, "guidance_scale": 2.0},
+        defaults={**SHAPES_CALL, "num_candidates": 16, "guidance_scale": 2.0},
         matcher="shapes-matcher",
     ),
     "digits-masked": DIGITS_MASKED,
