@@ -306,8 +306,8 @@ def matched_pipeline(family: str) -> Any:
 @each_family
 @torch.no_grad()
 def test_the_candidate_that_matcher_and_network_like_best_together_comes_back(family):
-    pipe, source = matched_pipeline(family), seed(3)
-    chosen = tokens_of(latents_of(pipe, prompt=TEXTS, generator=seed(3), num_candidates=4))
+    pipe, source = matched_pipeline(family), seed(4)
+    chosen = tokens_of(latents_of(pipe, prompt=TEXTS, generator=seed(4), num_candidates=4))
     places = []
     for number, prompt in enumerate(TEXTS):
         candidates = all_candidates(pipe, prompt, source, 4)
