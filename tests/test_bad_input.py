@@ -139,7 +139,7 @@ def test_guidance_without_a_branch_to_guide_away_from_is_refused(family):
     assert not torch.equal(sample(pipe), plain), "the test must be able to fail"
     pipe.transformer.register_to_config(text_dropped=0.0)
     assert torch.equal(sample(pipe), plain)
-    for negative in (None, "", " "):
+    for negative in (None, "", " ", [""]):
         with pytest.raises(
             ValueError, match=r"use guidance_scale=1, give a negative_prompt, or train with --drop-text"
         ):

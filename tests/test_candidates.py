@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vidgen.conditioning import Condition, TokenState
 from vidgen.latents import Latents
-from vidgen.nn.random import seeded
+from vidgen.nn.random import draw_seed, seeded
 from vidgen.pipelines import VideoPipeline
-from vidgen.pipelines.base import candidate_seeds, draw_seed
+from vidgen.pipelines.base import candidate_seeds
 
 PROMPTS = [TEXT, "a blue star"]
 
@@ -78,6 +78,16 @@ def test_known_frames_stay_those_of_their_video_and_long_videos_are_chosen_windo
     assert torch.equal(videos[:, 0], (pair / 2 + 0.5)[:, :, 0][[0, 0, 1, 1]])
     longer = torch.cat([*pipe.extend_stream(TEXT, num_frames=9, generator=seed(), num_candidates=2)], dim=2)
     assert longer.shape == (1, 3, 9, 16, 16)
+
+
+@each_family
+def test_a_given_video_is_encoded_once_for_all_videos_that_are_made_of_it(family, monkeypatch):
+    pipe, encoded = pipeline(family), []
+    encode = pipe.video_tokenizer.encode
+    monkeypatch.setattr(pipe.video_tokenizer, "encode", lambda video: encoded.append(len(video)) or encode(video))
+    sample(pipe, prompt=PROMPTS, video=clip(frames=1, batch=2), num_videos_per_prompt=2, num_candidates=3)
+    assert encoded
+    assert max(encoded) == 2
 
 
 @pytest.mark.parametrize("family", ["masked", "autoregressive"])

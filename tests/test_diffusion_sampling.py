@@ -206,6 +206,12 @@ def test_contradictory_guidance_is_refused(changes, message):
         Guidance(**changes)
 
 
+def test_steps_that_stand_still_are_for_flows_alone():
+    pipe = pipeline(DDPMScheduler(), objective="epsilon")
+    with pytest.raises(ValueError, match="zero_steps are for networks that predict a flow"):
+        sample(pipe, guidance=Guidance(scale=3.0, zero_steps=1))
+
+
 def test_the_pipeline_takes_guidance_in_place_of_a_scale():
     pipe = pipeline()
     assert torch.equal(tokens(pipe, guidance=Guidance(scale=3.0)), tokens(pipe))

@@ -307,6 +307,19 @@ def test_known_tokens_have_no_part_in_the_loss():
         assert sum(losses.values()).item() == 0, kind
 
 
+@each_kind
+def test_a_sample_counts_as_much_as_another_however_much_of_it_is_known(kind):
+    model, latents, text = generator(kind), random_latents(SPECS["grid of ids"]), condition()
+    state = torch.full(latents.tokens.shape[:2], int(TokenState.UNKNOWN))
+    state[0, 2:] = int(TokenState.KNOWN)
+    together = sum(model.losses(latents, told(latents, state, text), generators=seeded([0, 1])).values())
+    alone = []
+    for i in range(2):
+        one = told(latents[i : i + 1], state[i : i + 1], Condition(text.states[i : i + 1], text.mask[i : i + 1]))
+        alone.append(sum(model.losses(latents[i : i + 1], one, generators=seeded([i])).values()))
+    assert (together - sum(alone) / 2).abs() <= 1e-5 * together
+
+
 def test_a_token_is_rare_in_its_own_part_and_strength_zero_weighs_all_alike():
     spec = SPECS["two parts of ids"]  # 4 tokens and 2
     latents = random_latents(spec)

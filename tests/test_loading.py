@@ -212,6 +212,63 @@ def test_a_damaged_configuration_is_refused(file, saved):
     one_line(error)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["vidgen.cli.__main__", "main"],  # to import it would run the command line
+        ["antigravity", "fly"],
+        ["json", "loads"],
+        ["diffusers", "nothing_of_that_name"],
+        ["vidgen.generators.masked"],
+        [1, 2],
+    ],
+)
+def test_a_file_does_not_decide_what_is_imported(entry, saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    (saved / "model_index.json").write_text(json.dumps({**index, "transformer": entry}))
+    before = set(sys.modules)
+    with pytest.raises(
+        ValueError, match=r"component 'transformer' of .* import its module first if you trust it"
+    ) as error:
+        vidgen.load(saved)
+    one_line(error)
+    assert not {"vidgen.cli.__main__", "antigravity"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("model_index.json", "[1]"), ("transformer/config.json", "3"), ("shared.json", "[]")]
+)
+def test_json_of_another_kind_is_refused(file, text, saved):
+    (saved / file).write_text(text)
+    with pytest.raises(ValueError, match="json is damaged: it is no object") as error:
+        vidgen.load(saved)
+    one_line(error)
+
+
+def test_a_pipeline_cannot_be_a_component_of_itself(saved):
+    (saved / "shared.json").write_text(json.dumps({"video_tokenizer": str(saved)}))
+    with pytest.raises(ValueError, match=r"expected config.json of a tokenizer or matcher") as error:
+        vidgen.load(saved)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {},
+        {"base": None, "stages": 3},
+        {"base": 1, "stages": []},
+        {"base": None, "stages": [1]},
+        {"base": None, "stages": [{}]},
+    ],
+)
+def test_a_damaged_cascade_is_refused(described, tmp_path):
+    (tmp_path / "cascade.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"cascade.json does not name a base and the folder of each stage") as error:
+        vidgen.load(tmp_path)
+    one_line(error)
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_damaged_weights_are_refused(damage, saved):
     file = saved / "transformer" / WEIGHTS

@@ -83,6 +83,15 @@ def test_several_prompts_are_extended_side_by_side(family):
     assert distance(both[1:], alone) <= 1e-3
 
 
+@each_family
+def test_the_noise_of_a_long_video_does_not_depend_on_the_others_of_its_call(family):
+    pipe, source = pipeline(family), seed(5)
+    both = long(pipe, prompt=[TEXT, STAR], num_frames=14, generator=seed(5))
+    for number, prompt in enumerate([TEXT, STAR]):  # as if made one after the other from the same generator
+        alone = long(pipe, prompt=prompt, num_frames=14, generator=source)
+        assert distance(both[number : number + 1], alone) <= 1e-3
+
+
 def test_one_given_video_goes_on_under_several_prompts():
     pipe, first = pipeline(), clip(frames=3, seed=3)
     both = long(pipe, prompt=[TEXT, STAR], num_frames=9, video=first, generator=[seed(0), seed(1)])

@@ -344,6 +344,23 @@ def test_each_prompt_of_a_timeline_is_matched_with_its_frames(family):
 
 @each_family
 @torch.no_grad()
+def test_a_timeline_is_judged_to_the_last_token_and_where_a_prompt_has_none(family):
+    pipe = matched_pipeline(family)
+    for frames in (4, 6, 7):
+        latents = latents_of(pipe, prompt=TEXTS[0], num_frames=frames, num_videos_per_prompt=2)
+        times = latents.spec.coordinates(latents.size)[:, 2].unique().tolist()
+        of_last_token = frames - 1
+        score = pipe.matcher.score(latents, [TEXTS[1]] * 2, frames=(of_last_token, times[-1] + 1))
+        before = pipe.matcher.score(latents, [TEXTS[0]] * 2, frames=(0, of_last_token))
+        expected = sum(torch.nn.functional.logsigmoid(one) for one in (before, score))
+        assert (pipe.matched(latents, [[(0, TEXTS[0]), (of_last_token, TEXTS[1])]]) - expected).abs().max() < 1e-6
+        without = next(frame for frame in range(frames) if frame not in times)
+        assert pipe.matched(latents, [[(0, TEXTS[0]), (without, ""), (without + 1, TEXTS[1])]]).isfinite().all()
+        sample(pipe, prompt=[(0, TEXTS[0]), (of_last_token, TEXTS[1])], num_frames=frames, num_candidates=2)
+
+
+@each_family
+@torch.no_grad()
 def test_known_frames_stay_whatever_is_chosen(family):
     pipe, given = matched_pipeline(family), clip(frames=1)
     frames = sample(pipe, prompt=TEXTS[0], video=given, num_candidates=3)

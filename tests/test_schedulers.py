@@ -330,6 +330,16 @@ def test_impossible_rules_are_refused(wrong):
         SamplingRule(**wrong)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noise_in_half_precision_is_that_of_single_precision_rounded(dtype):
+    shape, like = (1, 300_000), torch.zeros((), dtype=dtype)
+    assert torch.equal(gumbel(shape, seeded([0]), like=like), gumbel(shape, seeded([0])).to(dtype))
+    uniform = rand(shape, seeded([0]), like=like)
+    assert uniform.dtype == dtype
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+
+
 def test_gumbel_noise_draws_each_code_as_often_as_its_probability():
     probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
     noise = gumbel((1, 40_000, 4), seeded([0]))

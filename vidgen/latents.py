@@ -225,6 +225,12 @@ class Latents:
         length = None if self.length is None else self.length[samples]
         return replace(self, tokens=self.tokens[samples], ids=ids, length=length)
 
+    def repeat_interleave(self, times: int) -> "Latents":
+        """Each sample `times` times, side by side."""
+        ids = None if self.ids is None else self.ids.repeat_interleave(times, 0)
+        length = None if self.length is None else self.length.repeat_interleave(times, 0)
+        return replace(self, tokens=self.tokens.repeat_interleave(times, 0), ids=ids, length=length)
+
     def grid(self, part: int = 0) -> Tensor:
         """`b c t h w` view of a part that has all three axes."""
         described = self.spec.parts[part]

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ OPTIONS = frozenset(  # those of diffusers, and the components of a pipeline
 )
 OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")  # say how files get here
 ALL_PRESETS: dict[str, Any] = {**TOKENIZER_PRESETS, **PIPELINE_PRESETS, **CASCADE_PRESETS, **MATCHER_PRESETS}
+LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline's components may be, beside those imported
 DIFFUSERS = "diffusers:"  # before the folder or hub id of a public autoencoder
 
 
@@ -63,24 +65,29 @@ def load(name_or_dir: str | Path, **kwargs: Any) -> Model:
     kwargs = checked_options(kwargs)
     if str(name_or_dir).startswith(DIFFUSERS):
         return load_autoencoder(str(name_or_dir).removeprefix(DIFFUSERS), **kwargs)
-    folder = PRETRAINED / str(name_or_dir)
+    return load_folder(folder_of(str(name_or_dir), kwargs), **kwargs)
+
+
+def folder_of(name: str, options: dict[str, Any]) -> Path:
+    """Where the files of a model lie: a built-in one, a folder, or one of the hub, which comes here first."""
+    folder = PRETRAINED / name
     if not is_model(folder):
-        folder = Path(name_or_dir)
-    if not folder.exists() and looks_like_hub_id(str(name_or_dir)):
-        return load_from_hub(str(name_or_dir), **kwargs)
-    if not folder.exists() and str(name_or_dir) in ALL_PRESETS:
+        folder = Path(name)
+    if not folder.exists() and looks_like_hub_id(name):
+        return hub_folder(name, options)
+    if not folder.exists() and name in ALL_PRESETS:
         raise ValueError(
-            f"{name_or_dir} is a preset, which has no weights yet: train it (`vidgen train-tokenizer`, `vidgen "
-            f"train-generator` or `vidgen train-matcher`), or take fresh ones by vidgen.build({str(name_or_dir)!r})"
+            f"{name} is a preset, which has no weights yet: train it (`vidgen train-tokenizer`, `vidgen "
+            f"train-generator` or `vidgen train-matcher`), or take fresh ones by vidgen.build({name!r})"
         )
     if not folder.exists():
-        raise ValueError(f"unknown model {str(name_or_dir)!r}; {suggestion(str(name_or_dir), builtin_names())}")
+        raise ValueError(f"unknown model {name!r}; {suggestion(name, builtin_names())}")
     if not is_model(folder):
         raise ValueError(
             f"{folder} is not a model: expected a folder with model_index.json (pipeline) or config.json (tokenizer or "
             "matcher)"
         )
-    return load_folder(folder, **kwargs)
+    return folder
 
 
 def checked_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +112,13 @@ def load_folder(folder: Path, **kwargs: Any) -> Model:
         return load_cascade(folder, **kwargs)
     if (folder / "model_index.json").is_file():
         return load_pipeline(folder, **kwargs)
+    return load_single(folder, **kwargs)
+
+
+def load_single(folder: Path, **kwargs: Any) -> Tokenizer | Matcher:
+    """A tokenizer or matcher that `save_pretrained` wrote."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no component of a pipeline: expected config.json of a tokenizer or matcher")
     model = class_named(folder / "config.json", (*TOKENIZERS, *MATCHERS))
     check_weights(folder, model)
     loaded = model.from_pretrained(folder, **kwargs).eval()
@@ -131,16 +145,29 @@ def load_autoencoder(name_or_dir: str, **kwargs: Any) -> DiffusersAutoencoderTok
 def load_cascade(folder: Path, **kwargs: Any) -> Cascade:
     """A folder that `Cascade.save_pretrained` wrote."""
     described = read_json(folder / DESCRIPTION)
-    base = None if described["base"] is None else load_pipeline(folder / described["base"], **kwargs)
-    stages = [stage_from(stage, load_pipeline(folder / stage["folder"], **kwargs)) for stage in described["stages"]]
-    return Cascade(base, stages)
+    base, stages = described.get("base"), described.get("stages")
+    folders = [stage.get("folder") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    names = [*([] if base is None else [base]), *folders]
+    if not isinstance(stages, list) or len(folders) != len(stages) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder / DESCRIPTION} does not name a base and the folder of each stage; save it again")
+    try:
+        return Cascade(
+            None if base is None else load_pipeline(folder / base, **kwargs),
+            [stage_from(stage, load_pipeline(folder / stage["folder"], **kwargs)) for stage in stages],
+        )
+    except TypeError as error:  # of a stage's fields
+        raise ValueError(f"{folder / DESCRIPTION} is of another version: {error}; save the cascade again") from error
 
 
 def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
     passed_on = {name: kwargs[name] for name in ("dtype", "torch_dtype", *OF_HUB) if name in kwargs}
     passed_on.pop("revision", None)  # of this model, not of another
     described = shared_components(folder)
-    shared = {name: load(model, **passed_on) for name, model in described.items() if name not in kwargs}
+    shared = {
+        name: load_single(folder_of(model, passed_on), **passed_on)
+        for name, model in described.items()
+        if name not in kwargs
+    }
     model = class_named(folder / "model_index.json", PIPELINES)
     own = {name: kind for name, kind in models_of_pipeline(folder).items() if name not in shared | kwargs}
     for name, kind in own.items():
@@ -152,15 +179,34 @@ def load_pipeline(folder: Path, **kwargs: Any) -> VideoPipeline:
 
 
 def models_of_pipeline(folder: Path) -> dict[str, type[ModelMixin]]:
-    """Classes of the components with weights that a saved pipeline says it has, by name."""
+    """Classes of the components with weights that a saved pipeline says it has, by name.
+
+    Raises:
+        ValueError: a component of a class that nobody has imported: the file must not decide what is run.
+    """
     models = {}
     for name, entry in read_json(folder / "model_index.json").items():
-        if name.startswith("_") or not isinstance(entry, list) or not str(entry[0]).startswith("vidgen."):
+        if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
             continue
-        kind = getattr(importlib.import_module(entry[0]), entry[1])
-        if issubclass(kind, ModelMixin) and kind is not TransformersTextEncoder:  # transformers knows its weights
+        kind = component_class(entry)
+        if kind is None:
+            raise ValueError(
+                f"{folder / 'model_index.json'} has a component {name!r} of {entry}, which is no model or scheduler of "
+                "vidgen, diffusers or transformers; import its module first if you trust it"
+            )
+        ours = kind.__module__.startswith("vidgen.") and issubclass(kind, ModelMixin)
+        if ours and kind is not TransformersTextEncoder:  # transformers knows its weights
             models[name] = kind
     return models
+
+
+def component_class(entry: list[Any]) -> type[Any] | None:
+    """The class that ["module", "name"] says, of modules that are there already; `None` if it is no class to load."""
+    if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        return None
+    module = importlib.import_module(entry[0]) if entry[0] in LIBRARIES else sys.modules.get(entry[0])
+    kind = getattr(module, entry[1], None)
+    return kind if isinstance(kind, type) and hasattr(kind, "from_pretrained") else None
 
 
 def check_weights(folder: Path, model: type[ModelMixin]) -> None:
@@ -207,19 +253,20 @@ def check_finite(folder: Path, model: nn.Module) -> None:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        described = json.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}); copy or save the model again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}; copy or save the model again") from error
+    if not isinstance(described, dict):
+        raise ValueError(f"{file} is damaged: it is no object of JSON; copy or save the model again")
+    return described
 
 
 def shared_components(folder: Path) -> dict[str, str]:
     """Components that are not in a pipeline's folder but another model, by name: `shared.json`."""
     described = folder / "shared.json"
     return {name: str(model) for name, model in read_json(described).items()} if described.is_file() else {}
-
-
-def load_from_hub(name: str, **kwargs: Any) -> Model:
-    return load_folder(hub_folder(name, kwargs), **kwargs)
 
 
 def hub_folder(name: str, options: dict[str, Any], *, allow_patterns: list[str] | None = None) -> Path:

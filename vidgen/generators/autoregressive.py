@@ -96,11 +96,7 @@ class AutoregressiveTransformer(AutoregressiveGenerator, ConfigMixin):
         x = self.start.expand(batch, 1, -1)[:, : 1 if previous is None or previous.shape[1] < count else 0]
         if previous is not None:
             x = torch.cat([x.to(self.dtype), self.token_embedding(previous)], dim=1)
-        x = x + self.place_embedding(coordinates)
-        if known_tokens is not None:
-            x = x + self.known_embedding(known_tokens, token_state)
-        if control is not None:
-            x = x + control
+        x = self.situated(x, coordinates, known_tokens, token_state, control)
         states, mask = self.text_projection(encoder_hidden_states, encoder_attention_mask)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         before = 0 if caches is None else caches[0].filled

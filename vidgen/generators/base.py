@@ -14,6 +14,7 @@ from torch import Tensor
 from vidgen.conditioning import Condition, TokenState
 from vidgen.conditioning.condition import OPEN_END
 from vidgen.generators.control import ControlBranch, ReferenceEmbedding
+from vidgen.generators.embedding import KnownEmbedding, PlaceEmbedding
 from vidgen.latents import LatentPart, Latents, LatentSpec
 from vidgen.nn.random import Generators
 
@@ -26,6 +27,8 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
 
     spec: LatentSpec
     heads: int
+    place_embedding: PlaceEmbedding
+    known_embedding: KnownEmbedding
     control_branch: ControlBranch
     reference_embedding: ReferenceEmbedding
 
@@ -92,6 +95,20 @@ class Generator(ModelMixin, PeftAdapterMixin, ConfigMixin, ABC):
         tokens = references.tokens.to(condition.states).unflatten(0, (samples, -1))
         return with_states(condition, self.reference_embedding(tokens, coordinates), None)
 
+    def situated(
+        self,
+        x: Tensor,
+        coordinates: Tensor,
+        known_tokens: Tensor | None,
+        token_state: Tensor | None,
+        control: Tensor | None,
+    ) -> Tensor:
+        """Embedded tokens `b n d` with their places, what is known there and what steers them."""
+        x = x + self.place_embedding(coordinates)
+        if known_tokens is not None:
+            x = x + self.known_embedding(known_tokens, token_state)
+        return x if control is None else x + control
+
     def limits(self, coordinates: Tensor) -> Tensor | None:
         """Codebook sizes at each token, `n q`, where the parts differ; else `None`."""
         sizes = [part.codebooks for part in self.spec.parts]
@@ -147,9 +164,15 @@ def rarity_weights(ids: Tensor, parts: Sequence[slice], strength: float) -> Tens
 
     Most tokens of a video repeat a still background; without weights they drown the few that carry the content.
     """
-    same = [(ids[:, part, None] == ids[:, None, part]).all(dim=-1) for part in parts]
-    weights = torch.cat([one.sum(dim=-1) for one in same], dim=1).float() ** -strength
+    counts = torch.stack([torch.cat([occurrences(sample[part]) for part in parts]) for sample in ids])
+    weights = counts.float() ** -strength
     return weights / weights.mean(dim=1, keepdim=True)
+
+
+def occurrences(ids: Tensor) -> Tensor:
+    """`n q -> n`: how often each row occurs."""
+    _, which, counts = ids.unique(dim=0, return_inverse=True, return_counts=True)
+    return counts[which]
 
 
 def distance_weights(tokens: Tensor, strength: float) -> Tensor:

@@ -112,11 +112,7 @@ class LlamaTransformer(AutoregressiveGenerator, ConfigMixin):
         parts = [] if previous is None else [self.token_embedding(previous)]
         if missing > 0:  # the start alone: finding out the dtype takes longer than a small block
             parts = [self.start.expand(batch, missing, -1).to(self.dtype), *parts]
-        x = torch.cat(parts, dim=1) + self.place_embedding(coordinates)
-        if known_tokens is not None:
-            x = x + self.known_embedding(known_tokens, token_state)
-        if control is not None:
-            x = x + control
+        x = self.situated(torch.cat(parts, dim=1), coordinates, known_tokens, token_state, control)
         groups, turns = groups.expand(batch, -1), self.turns(coordinates, ordinals)
         if missing > 0:
             states, said = self.prefix(encoder_hidden_states, encoder_attention_mask)

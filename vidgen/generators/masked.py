@@ -141,25 +141,10 @@ class MaskedTransformer(Generator, ConfigMixin):
             control: features `b n d` of the control branch.
             grid: (t, h, w) of the tokens, for a network with windows or spectral attention.
         """
-        x = self.embed(tokens, masked, coordinates, known_tokens, token_state, control)
+        x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
+        x = self.situated(x, coordinates, known_tokens, token_state, control)
         states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
         return self.norm_out(self.trunk(x, states, mask, coordinates, grid))
-
-    def embed(
-        self,
-        tokens: Tensor,
-        masked: Tensor,
-        coordinates: Tensor,
-        known_tokens: Tensor | None,
-        token_state: Tensor | None,
-        control: Tensor | None,
-    ) -> Tensor:
-        """Tokens or the mask's vector, with their places, what is known there and what steers them: `b n d`."""
-        x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
-        x = x + self.place_embedding(coordinates)
-        if known_tokens is not None:
-            x = x + self.known_embedding(known_tokens, token_state)
-        return x if control is None else x + control
 
     def told(self, states: Tensor, mask: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
         """The condition states with those for "nothing was said" and the task in front, and who sees them."""

@@ -164,7 +164,8 @@ class EfficientMaskedTransformer(MaskedTransformer):
             earlier: `b n` bool, visible tokens that are encoded before the others and without them.
             memory: of the same video and condition at earlier steps; what has been encoded is not encoded again.
         """
-        x = self.embed(tokens, masked, coordinates, known_tokens, token_state, control)
+        x = torch.where(masked.unsqueeze(-1), self.masked, self.token_embedding(tokens))
+        x = self.situated(x, coordinates, known_tokens, token_state, control)
         states, mask = self.told(encoder_hidden_states, encoder_attention_mask, task)
         turns = rotary(positions(coordinates, self.spec.unit), x.shape[-1] // self.heads)
         memory = EncodedTokens() if memory is None else memory

@@ -7,7 +7,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from vidgen.latents import Latents, LatentSpec
+from vidgen.latents import NO_PLACE, Latents, LatentSpec
 
 
 class Matcher(ModelMixin, ConfigMixin, ABC):
@@ -40,3 +40,9 @@ class Matcher(ModelMixin, ConfigMixin, ABC):
                 f"this matcher was built for tokens {self.spec}, but the tokenizer makes {spec}; use the tokenizer "
                 "that it was trained with, or no matcher"
             )
+
+
+def tokens_of_frames(latents: Latents, first: int, end: int) -> Tensor:
+    """Bool `n`: which tokens lie in the frames from `first` up to `end`; those without a place in time always do."""
+    times = latents.spec.coordinates(latents.size, start=latents.start)[:, 2]
+    return (times == NO_PLACE) | ((times >= first) & (times < end))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vidgen.conditioning import WordTextEncoder
 from vidgen.kernels import AttentionSpec
-from vidgen.latents import NO_PLACE, Latents, LatentSpec
-from vidgen.matchers.base import Matcher
+from vidgen.latents import Latents, LatentSpec
+from vidgen.matchers.base import Matcher, tokens_of_frames
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary, sine_features
 from vidgen.nn.transformer import Block, CrossAttention, FeedForward
@@ -101,8 +101,7 @@ class CrossAttentionMatcher(Matcher):
         coordinates = latents.spec.coordinates(latents.size, start=latents.start)
         tokens = latents.tokens
         if frames is not None:
-            times = coordinates[:, 2]
-            seen = (times == NO_PLACE) | ((times >= frames[0]) & (times < frames[1]))
+            seen = tokens_of_frames(latents, *frames)
             if not seen.any():
                 raise ValueError(f"the frames {frames[0]} up to {frames[1]} have no token; ask for more of them")
             tokens, coordinates = tokens[:, seen.to(tokens.device)], coordinates[seen]

@@ -13,6 +13,11 @@ def seeded(seeds: Sequence[int], *, device: torch.device | str = "cpu") -> list[
     return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
 
 
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for another generator."""
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())
+
+
 def _per_sample(
     draw: Callable[..., Tensor], shape: Sequence[int], generators: Generators, like: Tensor | None
 ) -> Tensor:
@@ -29,14 +34,16 @@ def randn(shape: Sequence[int], generators: Generators, *, like: Tensor | None =
 
 
 def rand(shape: Sequence[int], generators: Generators, *, like: Tensor | None = None) -> Tensor:
-    """Uniform noise in [0, 1) of `shape` (b first); row i depends on `generators[i]` alone."""
-    return _per_sample(torch.rand, shape, generators, like)
+    """Uniform noise in [0, 1) of `shape` (b first), as `randn`."""
+    noise = _per_sample(torch.rand, shape, generators, like)
+    return noise.clamp(max=1 - torch.finfo(noise.dtype).eps / 2)  # half precision rounds up to 1
 
 
 def gumbel(shape: Sequence[int], generators: Generators, *, like: Tensor | None = None) -> Tensor:
-    """Standard Gumbel noise of `shape` (b first)."""
-    uniform = rand(shape, generators, like=like).clamp(min=1e-20)
-    return -torch.log((-torch.log(uniform)).clamp(min=1e-20))
+    """Standard Gumbel noise of `shape` (b first), as `randn`."""
+    uniform = rand(shape, generators).clamp(min=1e-20)  # in float32: its tails are what matters
+    noise = -torch.log((-torch.log(uniform)).clamp(min=1e-20))
+    return noise if like is None else noise.to(like.device, like.dtype)
 
 
 def categorical(logits: Tensor, generators: Generators) -> Tensor:

@@ -229,7 +229,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 progress.update()
 
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
-        sample, known = self.choose(sample[:, order.positions], known, condition, size, candidates, prompt)
+        sample = self.choose(sample[:, order.positions], condition, size, candidates, prompt)
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

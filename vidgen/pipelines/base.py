@@ -16,7 +16,7 @@ from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.matchers.base import Matcher
 from vidgen.nn.memory import own_memory
-from vidgen.nn.random import seeded
+from vidgen.nn.random import draw_seed, seeded
 from vidgen.pipelines.candidates import ChosenVideo
 from vidgen.pipelines.extension import LongVideo
 from vidgen.pipelines.given import GivenVideo, VideoInput
@@ -243,11 +243,14 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
 
     @torch.no_grad()
     def decode(self, latents: Latents, output_type: str = "pil", known: tuple[Tensor, Tensor] | None = None) -> Frames:
-        """Frames of latents; `known` pixels (video, where) come back unchanged, and guide a decoder that can be."""
+        """Frames of latents; pixels that are `known` (of `prepare_known`) come back unchanged, and guide a decoder that
+        can be guided.
+        """
         if known is None:
             video = torch.cat([chunk.float() for chunk in self.decode_stream(latents)], dim=2)
         else:
-            video = self.video_tokenizer.decode_known(self.to_tokenizer(latents), *known)
+            pixels, where = (given.repeat_interleave(len(latents) // len(given), 0) for given in known)
+            video = self.video_tokenizer.decode_known(self.to_tokenizer(latents), pixels, where)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     def finish(
@@ -272,7 +275,3 @@ def candidate_seeds(seed: int, candidates: int) -> list[int]:
     """Seeds of the candidates of one video; the first is the seed of the video without a choice."""
     source = torch.Generator().manual_seed(seed)
     return [seed, *(draw_seed(source) for _ in range(candidates - 1))]
-
-
-def draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device).item())

@@ -7,14 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidgen.conditioning import Condition
+from vidgen.conditioning.condition import OPEN_END
 from vidgen.latents import Latents, VideoSize
-from vidgen.matchers.base import Matcher
+from vidgen.matchers.base import Matcher, tokens_of_frames
 from vidgen.nn.random import seeded
 from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.timeline import is_timeline
-
-KnownPixels = tuple[Tensor, Tensor] | None
 
 
 class ChosenVideo:
@@ -41,22 +40,16 @@ class ChosenVideo:
         return num_candidates
 
     def choose(
-        self,
-        tokens: Tensor,
-        known: KnownPixels,
-        condition: Condition,
-        size: VideoSize,
-        candidates: int,
-        prompt: Prompt | None,
-    ) -> tuple[Tensor, KnownPixels]:
-        """Of each `candidates` successive rows the best one, and the known pixels of those that stay.
+        self, tokens: Tensor, condition: Condition, size: VideoSize, candidates: int, prompt: Prompt | None
+    ) -> Tensor:
+        """Of each `candidates` successive rows of tokens the best one.
 
         The network that made them judges how plausible they are and, where there are a matcher and words, the matcher
         how well they show what was asked for; each is standardised over the candidates of a video, both count alike.
         A run that was interrupted is not judged: its first candidates stay.
         """
         if candidates == 1:
-            return tokens, known
+            return tokens
         first = torch.arange(0, len(tokens), candidates, device=tokens.device)
         best = first
         if not self.interrupt:
@@ -65,7 +58,7 @@ class ChosenVideo:
             if self.matcher is not None and texts is not None:
                 scores = standardised(scores) + standardised(self.matched(latents, texts).view(-1, candidates))
             best = first + scores.argmax(dim=1)
-        return tokens[best], None if known is None else (known[0][::candidates], known[1][::candidates])
+        return tokens[best]
 
     def judged(self, latents: Latents, condition: Condition) -> Tensor:
         """`b`: plausibility under noise that is the same for all, so that only what they show makes a difference."""
@@ -99,10 +92,11 @@ def shown(matcher: Matcher, latents: Latents, texts: list[tuple[int, str]]) -> T
     """`b`: how well videos show what one prompt says."""
     if len(texts) == 1:
         return matcher.score(latents, [texts[0][1]] * len(latents))
-    ends = [*(frame for frame, _ in texts[1:]), latents.size[0]]
+    ends = [*(frame for frame, _ in texts[1:]), OPEN_END]
     scores = [
         matcher.score(latents, [text] * len(latents), frames=(frame, end))
         for (frame, text), end in zip(texts, ends, strict=True)
+        if tokens_of_frames(latents, frame, end).any()  # a token holds several frames: a text may have none of its own
     ]
     return torch.stack([F.logsigmoid(score) for score in scores]).sum(dim=0)
 

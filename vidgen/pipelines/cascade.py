@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vidgen.conditioning import ClassEncoder
 from vidgen.latents import VideoSize
-from vidgen.nn.random import Generators, seeded
-from vidgen.pipelines.base import VideoPipeline, draw_seed
+from vidgen.nn.random import Generators, draw_seed, seeded
+from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.cascade_stages import STAGES, Stage, slowed
 from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.output import VideoPipelineOutput

@@ -170,6 +170,10 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             raise ValueError("give guidance_scale or guidance, not both; guidance has a scale of its own")
         else:
             self.checked_guidance(guidance.highest, negative, otherwise=3.0)
+        if guidance.zero_steps and not isinstance(self.transformer.training_objective, FlowObjective):
+            raise ValueError(
+                "zero_steps are for networks that predict a flow, where 0 is to stand still; leave them out"
+            )
         self._guidance_scale = guidance.highest
         self._interrupt = False
         candidates = self.checked_candidates(num_candidates, latents, of_noise=True)
@@ -260,7 +264,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                 for branch, cache in caches.items():
                     self.remember(cache, made[-1], here, branch_inputs(inputs, branch, texts, masks))
 
-        sample, known = self.choose(torch.cat(made, dim=1), known, condition, size, candidates, prompt)
+        sample = self.choose(torch.cat(made, dim=1), condition, size, candidates, prompt)
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidgen.nn.random import draw_seed
 from vidgen.pipelines.output import VideoPipelineOutput
 from vidgen.pipelines.prompting import count_prompts
 from vidgen.pipelines.timeline import check_timeline, excerpt, is_timeline
@@ -86,6 +87,9 @@ class LongVideo:
         if recent is not None and shown > 0:
             yield recent[:, :, :shown]
         spans = windows(num_frames, window=window, overlap=overlap, given=given)
+        generator = arguments.pop("generator", None) or torch.default_generator
+        if not isinstance(generator, list):
+            generator = in_turn(generator, videos_of(prompt, arguments), draws=len(spans))
         for index, (first, end) in enumerate(spans):
             known = None if recent is None else recent[:, :, recent.shape[2] - (made - first) :]
             latents = pipe(
@@ -93,6 +97,7 @@ class LongVideo:
                 num_frames=end - first,
                 video=known,
                 output_type="latent",
+                generator=generator,
                 **{name: followed.narrow(TIME_AXIS[name], first, end - first) for name, followed in follows.items()},
                 **arguments,
             ).frames
@@ -118,6 +123,19 @@ def videos_of(prompt: Any, arguments: dict[str, Any]) -> int:
     labels = arguments.get("class_label")
     prompts = count_prompts(prompt, arguments.get("prompt_embeds")) if not isinstance(labels, list) else len(labels)
     return prompts * arguments.get("num_videos_per_prompt", 1)
+
+
+def in_turn(source: torch.Generator, videos: int, *, draws: int) -> list[torch.Generator]:
+    """A generator for each video, as if one were made after the other: the first draws what it would draw alone.
+
+    Each draws `draws` seeds, one in each window; `source` is left behind the last one.
+    """
+    generators = []
+    for _ in range(videos):
+        generators.append(source.clone_state())
+        for _ in range(draws):
+            draw_seed(source)
+    return generators
 
 
 def one_each(videos: Tensor, count: int) -> Tensor:

@@ -35,10 +35,11 @@ class GivenVideo:
         of_task: bool = False,
         whole: bool = False,
     ) -> tuple[Tensor, Tensor] | None:
-        """The known pixels of all frames, `b 3 t h w` in [-1, 1], and where they are, bool `b 1 t h w`.
+        """The known pixels of all frames, `v 3 t h w` in [-1, 1], and where they are, bool `v 1 t h w`.
 
-        A video without a mask is known whole: given fewer frames than asked for, it is continued, and there have to be
-        fewer unless `whole`. The mask `of_task` may say that nothing is known; one that a person gives may not.
+        Each of the v videos given serves as many successive ones of the `count` to make. A video without a mask is
+        known whole: given fewer frames than asked for, it is continued, and there have to be fewer unless `whole`. The
+        mask `of_task` may say that nothing is known; one that a person gives may not.
         """
         if video is None:
             return None
@@ -76,9 +77,7 @@ class GivenVideo:
         where = torch.zeros(pixels.shape[0], 1, *size, dtype=torch.bool, device=pixels.device)
         known[:, :, : pixels.shape[2]] = pixels
         where[:, :, : pixels.shape[2]] = mask.to(pixels.device)
-        repeats = count // pixels.shape[0]
-        device = self._execution_device
-        return known.repeat_interleave(repeats, 0).to(device), where.repeat_interleave(repeats, 0).to(device)
+        return known.to(self._execution_device), where.to(self._execution_device)
 
     def encode_whole(self, video: VideoInput, size: VideoSize, count: int) -> Latents:
         """Latents of a video of exactly `size`, for each of `count` videos to make."""
@@ -90,7 +89,8 @@ class GivenVideo:
                 f"a video to edit or to follow must have all {size[0]} frames; give num_frames as many as it has"
             )
         bring_onto_device(self.video_tokenizer)
-        return self.video_tokenizer.encode(pixels.to(self.video_tokenizer.dtype))
+        latents = self.video_tokenizer.encode(pixels.to(self.video_tokenizer.dtype))
+        return latents.repeat_interleave(count // len(latents))
 
     def video_tensor(self, video: VideoInput) -> Tensor:
         """`b 3 t h w` in [-1, 1] from such a tensor (a missing batch axis is added), or frames as PIL or NumPy.
@@ -114,6 +114,7 @@ class GivenVideo:
         return pixels.float()
 
     def build_condition(self, states: Tensor, mask: Tensor, known: tuple[Tensor, Tensor] | None) -> Condition:
+        """What the network is told: `b l d`, bool `b l`, and the known pixels that `prepare_known` gave."""
         if known is None:
             return Condition(states, mask)
         pixels, where = known
@@ -121,7 +122,9 @@ class GivenVideo:
         latents, token_state = known_from_video(self.video_tokenizer, pixels, where)
         if not self.transformer.knows_partial:  # its weights for them are as they were drawn
             token_state = token_state.masked_fill(token_state == TokenState.PARTIAL, int(TokenState.UNKNOWN))
-        return Condition(states, mask, known=latents.to(self.transformer.dtype), token_state=token_state)
+        each = len(states) // len(latents)  # encoded once, however many videos are made of it
+        latents = latents.repeat_interleave(each).to(self.transformer.dtype)
+        return Condition(states, mask, known=latents, token_state=token_state.repeat_interleave(each, 0))
 
     def steer(
         self, condition: Condition, control: VideoInput | None, references: VideoInput | None, size: VideoSize

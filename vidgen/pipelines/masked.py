@@ -244,7 +244,7 @@ class MaskedVideoPipeline(VideoPipeline):
                         sample = head.sample_at(masked, sample, hidden, without, guidance, **draw)
                 progress.update()
 
-        sample, known = self.choose(sample, known, condition, size, candidates, prompt)
+        sample = self.choose(sample, condition, size, candidates, prompt)
         self._current_timestep = None
         frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

@@ -71,8 +71,7 @@ class PromptedVideo:
         A model that was never trained without text has nothing to steer away from but a negative prompt: without one
         its default is 1, no guidance, and more is a ValueError.
         """
-        has_negative = negative is not None and not (isinstance(negative, str) and not negative.strip())
-        one_sided = self.transformer.config.text_dropped == 0 and not has_negative
+        one_sided = self.transformer.config.text_dropped == 0 and not says_something(negative)
         if scale is None:
             return 1.0 if one_sided else self.default("guidance_scale", None, otherwise)
         if not isinstance(scale, Real) or not 0 <= scale < math.inf:
@@ -150,6 +149,12 @@ def check_prompt(name: str, text: Prompt | None) -> None:
         return
     if not isinstance(text, list) or not text or not all(isinstance(one, str) for one in text):
         raise ValueError(f"{name} must be a str or a list of at least one str, got {text!r}")
+
+
+def says_something(text: Prompt | Tensor | None) -> bool:
+    """Whether there is a word in it, or states in place of words."""
+    texts: Any = [text] if isinstance(text, str) else text
+    return text is not None and (isinstance(text, Tensor) or any(one.strip() for one in texts))
 
 
 def count_prompts(text: Prompt | None, embeds: Tensor | None) -> int:

@@ -18,8 +18,8 @@ class AbsorbingScheduler(MaskScheduler, ConfigMixin):
 
     Args:
         schedule: m after progress r, see `masked_share`.
-        remask: share of the decided tokens that a step masks again; the others are decided so much faster that m is
-            kept (ReMDM's rescaled noise, arXiv 2503.00307).
+        remask: share of the decided tokens that a step masks again, at most as many as keep m (ReMDM's capped noise,
+            arXiv 2503.00307); the others are decided so much faster.
         guidance_ramp: guidance is "constant", or grows with the steps ("linear").
     """
 
