@@ -120,6 +120,7 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
         self,
         prompt: Prompt | None,
         negative_prompt: Prompt | None,
+        *,
         prompt_embeds: Tensor | None,
         negative_prompt_embeds: Tensor | None,
         prompt_attention_mask: Tensor | None,
