@@ -145,6 +145,13 @@ def test_an_undecodable_video_is_an_error_that_names_it(folder):
         VideoFolder(folder, **CLIP)[1]
 
 
+def test_a_video_too_long_and_narrow_for_the_clips_may_give_way_too(folder):
+    write_video(folder / "ribbon", (np.zeros((2, 8000, 3), np.uint8) for _ in range(4)), fps=10)
+    world = VideoFolder(folder, num_frames=4, height=256, width=256, allow_missing=True)
+    with pytest.warns(UserWarning, match=r"ribbon is 8000x2 .*; the next video is taken"):
+        assert world[3]["id"] == "a.mp4#0"
+
+
 def test_what_cannot_be_read_may_give_way_to_the_next_video(folder):
     (folder / "b.webm").write_bytes(b"not a video at all")
     world = VideoFolder(folder, **CLIP, clips_per_video=2, allow_missing=True)

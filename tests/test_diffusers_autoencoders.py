@@ -60,7 +60,7 @@ def test_the_spec_tells_the_truth_about_causality(name: str):
 
 
 @pytest.mark.parametrize("name", sorted(STREAMS))
-@pytest.mark.parametrize("size", [1, 3, 17])
+@pytest.mark.parametrize("size", [1, 3, 8, 17])
 def test_streams_equal_one_shot_bit_by_bit(name: str, size: int):
     tokenizer, video = small(name), clip(31)
     whole = tokenizer.encode(video)
@@ -181,6 +181,23 @@ def test_an_autoencoder_loads_from_its_folder_and_from_that_of_a_pipeline(tmp_pa
     half = vidgen.load(f"diffusers:{tmp_path / 'model'}", dtype=torch.bfloat16)
     assert isinstance(half, DiffusersAutoencoderTokenizer)
     assert half.decode(half.encode(clip(5))).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["cosmos", "vidtok-kl", "vidtok-fsq"])
+def test_networks_that_pool_in_three_dimensions_run_in_16_bits_on_a_cpu(name: str, dtype: torch.dtype):
+    """PyTorch pools 16-bit numbers there in some memory layouts only."""
+    tokenizer = small(name)
+    latents = tokenizer.encode(clip(9))
+    exact = tokenizer.decode(latents)
+    tokenizer.autoencoder.to(dtype)
+    low = tokenizer.encode(clip(9))
+    if latents.ids is None:
+        assert low.tokens.dtype == dtype
+        assert (low.tokens.float() - latents.tokens).abs().mean() < 0.02
+    decoded = tokenizer.decode(latents)
+    assert decoded.dtype == dtype
+    assert (decoded.float() - exact).abs().mean() < 0.02
 
 
 def test_what_cannot_be_loaded_is_explained(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from vidgen.eval.frechet import Moments, frechet_distance, frechet_distance_of_moments
+from vidgen.eval.frechet import frechet_distance
 from vidgen.eval.frechet_uncertainty import delete_d_jackknife, extrapolate, limit_with_spread, split_half_floor
 from vidgen.eval.mean_discrepancy import JEDI, KID, PolynomialKernel, kernel_distance
 
@@ -100,30 +100,6 @@ def test_ddof_divides_the_scatter():
     mean = float((real.mean(0) - fake.mean(0)).square().sum())
     spread = frechet_distance(real, fake) - mean
     assert frechet_distance(real, fake, ddof=0) == pytest.approx(mean + 0.9 * spread, rel=1e-12)
-
-
-def test_merged_moments_are_those_of_all_samples_at_once():
-    """Large means, where sums of squares would lose every digit."""
-    features = draw(500, 32, seed=1, shift=1e4)
-    at_once = Moments.of(features)
-    order = torch.randperm(500, generator=torch.Generator().manual_seed(0)).split([1, 199, 260, 40])
-    merged = Moments.of(features[order[0]])
-    for part in order[1:]:
-        merged = merged + Moments.of(features[part])
-    assert merged.count == 500
-    torch.testing.assert_close(merged.mean, at_once.mean, rtol=1e-13, atol=0)
-    torch.testing.assert_close(merged.covariance(), at_once.covariance(), rtol=1e-9, atol=1e-9 * trace(features))
-    other = draw(400, 32, seed=2, shift=1e4)
-    value = frechet_distance_of_moments(merged, Moments.of(other))
-    assert value == pytest.approx(frechet_distance(features, other), rel=1e-9)
-    torch.testing.assert_close(at_once.covariance(), torch.cov(features.T), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("count", [20, 60])
-def test_moments_of_few_samples_give_the_distance_of_the_features(count):
-    real, fake = draw(count, 40, seed=1), draw(count, 40, seed=2)
-    value = frechet_distance_of_moments(Moments.of(real), Moments.of(fake))
-    assert value == pytest.approx(frechet_distance(real, fake), abs=1e-6 * trace(real))
 
 
 def test_the_kernel_distance_is_the_unbiased_estimate_of_torchmetrics():

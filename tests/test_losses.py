@@ -218,7 +218,7 @@ def test_frames_that_are_too_small_to_be_judged_are_refused_and_no_others(layers
 
 
 def test_a_run_whose_frames_cannot_be_judged_fails_before_it_begins(tmp_path: Path):
-    run = tiny_run(tmp_path / "run", adversarial_weight=0.1, discriminator_start=10**6, discriminator_layers=4)
+    run = tiny_run(tmp_path / "run", adversarial_weight=0.1, discriminator_start=3, discriminator_layers=4)
     with pytest.raises(ValueError, match="the discriminator needs frames of at least 48 pixels a side"):
         train_tokenizer(run, tokenizer=tiny_tokenizer())
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -248,6 +248,18 @@ def test_every_regulariser_is_a_term_of_the_discriminators_step(loss: Adversaria
     assert kept == [always | {"discriminator_r1"}, always, always, always | {"discriminator_r1"}]
     sum(step(clip(), clip(seed=1)).values(), torch.zeros(())).backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in step.parameters())
+
+
+def test_each_of_several_judges_has_a_term_of_its_own():
+    torch.manual_seed(0)
+    judges = [PatchDiscriminator(width=4, axes="frames"), PatchDiscriminator(width=4, axes="video")]
+    real, fake = clip(), clip(seed=1)
+    together = DiscriminatorStep(DiscriminatorPanel(*judges), names=("frames", "video"))(real, fake)
+    for name, judge in zip(("frames", "video"), judges, strict=True):
+        alone = DiscriminatorStep(DiscriminatorPanel(judge))(real, fake)
+        assert torch.equal(together[f"discriminator.{name}"], alone["discriminator"])
+    assert set(together) == {"discriminator.frames", "discriminator.video"}
+    assert set(DiscriminatorStep(DiscriminatorPanel(*judges))(real, fake)) == {"discriminator.0", "discriminator.1"}
 
 
 def adversary(**changes: object) -> Adversary:
@@ -475,15 +487,50 @@ def test_the_monitor_notices_a_discriminator_that_has_won():
     assert "--r1-weight" in warning
 
 
-def test_a_collapse_is_a_line_of_the_runs_log(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
-    monkeypatch.setattr(TrainingMonitor, "first_step", 0)
-    monkeypatch.setattr("vidgen.training.trainer.TrainingMonitor", lambda: TrainingMonitor(first_step=0, patience=2))
+def test_one_judge_that_has_won_is_noticed_beside_another_that_has_not():
+    monitor = TrainingMonitor(first_step=0, patience=1)
+    (warning,) = monitor.observe(1, {"discriminator.frames": 0.9, "discriminator.video": 0.01, "discriminator_r1": 0.0})
+    assert "the discriminator of video has won (its loss is 0.010)" in warning
+    assert monitor.observe(2, {"discriminator.frames": 0.9, "discriminator.video": 0.4, "discriminator_r1": 0.0}) == []
+
+
+def test_a_run_that_ends_early_is_told_at_its_end_what_was_wrong_all_the_time():
+    short = TrainingMonitor()
+    assert [short.observe(step, collapsed(), last=step == 60) == [] for step in (20, 40, 60)] == [True, True, False]
+    longer = TrainingMonitor()
+    entries = [collapsed(500.0), *[collapsed()] * 5]
+    said = [longer.observe(20 * place, entry, last=place == 5) for place, entry in enumerate(entries)]
+    assert [len(some) for some in said] == [0, 0, 0, 0, 0, 1]
+    well = TrainingMonitor()
+    entries = [collapsed(), collapsed(500.0), collapsed()]
+    assert all(well.observe(place, entry, last=place == 2) == [] for place, entry in enumerate(entries))
+    told = TrainingMonitor(first_step=0, patience=2)
+    assert [len(told.observe(step, collapsed(), last=step == 3)) for step in range(4)] == [0, 1, 0, 0]
+
+
+def test_a_collapse_in_a_short_run_is_a_line_of_its_log(tmp_path: Path, capsys: pytest.CaptureFixture):
+    train_tokenizer(tiny_run(tmp_path, optimiser=STILL, steps=3, validate_every=0), tokenizer=one_code())
+    said = capsys.readouterr().err
+    assert said.count("the codebook has collapsed") == 1
+    assert "warning at step 3" in said
+
+
+STILL = OptimiserConfig(learning_rate=1e-9)
+
+
+def one_code() -> CausalConvTokenizer:
+    """A tokenizer that has one code for everything."""
     tokenizer = tiny_tokenizer("fsq", levels=[9, 9, 9])
     with torch.no_grad():
         for weight in tokenizer.encoder.conv_out.parameters():
             weight.zero_()
-    optimiser = OptimiserConfig(learning_rate=1e-9)
-    train_tokenizer(tiny_run(tmp_path, optimiser=optimiser, steps=3, validate_every=0), tokenizer=tokenizer)
+    return tokenizer
+
+
+def test_a_collapse_is_a_line_of_the_runs_log(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setattr(TrainingMonitor, "first_step", 0)
+    monkeypatch.setattr("vidgen.training.trainer.TrainingMonitor", lambda: TrainingMonitor(first_step=0, patience=2))
+    train_tokenizer(tiny_run(tmp_path, optimiser=STILL, steps=3, validate_every=0), tokenizer=one_code())
     said = capsys.readouterr().err
     assert said.count("the codebook has collapsed") == 1
     assert "warning at step 2" in said
@@ -574,9 +621,10 @@ def no_autocast(*_args: object, **_options: object) -> torch.autocast:
     ],
 )
 def test_a_resumed_run_has_the_parts_that_its_checkpoint_has(before: dict, after: dict, tmp_path: Path):
-    train_tokenizer(tiny_run(tmp_path, **before, steps=1, validate_every=0), tokenizer=tiny_tokenizer())
+    run = tiny_run(tmp_path, discriminator_start=0, validate_every=0)
+    train_tokenizer(replace(run, **before, steps=1), tokenizer=tiny_tokenizer())
     with pytest.raises(ValueError, match=f"cannot resume .*: {list(after)[-1]} was"):
-        train_tokenizer(tiny_run(tmp_path, **after, steps=2, resume=True), tokenizer=tiny_tokenizer())
+        train_tokenizer(replace(run, **after, steps=2, resume=True), tokenizer=tiny_tokenizer())
 
 
 def trained_opponents(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -666,7 +714,7 @@ def test_stages_and_frame_rates_are_lines_of_recipes(tmp_path: Path):
     }
     first, second = runs["vidtok"], runs["vidtok-decoder"]
     assert (first.data.height, first.data.fps, first.freeze) == (128, 3.0, ())
-    assert (second.data.height, second.data.fps, second.freeze) == (256, 3.0, ("encoder", "bottleneck"))
+    assert (second.data.height, second.data.fps, second.freeze) == (256, 3.0, ("tokens",))
     progressive = runs["omnitokenizer-progressive"]
     assert 0 < progressive.images_until < progressive.sides_from < progressive.steps
     assert 0 < progressive.image_share < 1

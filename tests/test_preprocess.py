@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from vidgen.eval.preprocess import clip_starts, preprocess, resized, to_levels
+from vidgen.eval.clips import target_size
+from vidgen.eval.preprocess import checked_levels, clip_starts, preprocess, resized, short_side_size
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess, Resize
 from vidgen.eval.protocols import get_protocol, list_protocols
 
@@ -56,6 +57,24 @@ def test_kernels_differ_where_the_research_says_so():
     assert float((results["tf1-bilinear"] - results["torch-bilinear"]).abs().max()) > 0.05
 
 
+@pytest.mark.parametrize(
+    ("size", "side", "expected"),
+    [((36, 47), 8, (8, 10)), ((47, 36), 8, (10, 8)), ((9, 16), 9, (9, 16)), ((3, 5), 4, (4, 7))],
+)
+def test_the_short_side_is_one_size_for_files_and_for_tensors(size, side, expected):
+    """The longer side to the nearest pixel: 47 · 8 / 36 is 10.4, 5 · 4 / 3 is 6.7."""
+    steps = Preprocess(resizes=(Resize(height=side, width=side, fit="short-side", kernel="swscale"),))
+    assert target_size(steps, *size) == short_side_size(*size, side=side) == expected
+    resize = Resize(height=side, width=side, fit="short-side", kernel="torch-bilinear")
+    assert resized(torch.rand(1, 3, *size), resize).shape[-2:] == expected
+
+
+def test_no_protocol_scales_the_short_side_of_tensors():
+    """So none of their numbers moved when both ways came to one size."""
+    fits = {resize.fit for protocol in list_protocols(FeatureProtocol) for resize in protocol.preprocess.resizes}
+    assert fits == {"squash", "cover"}
+
+
 def test_levels_end_up_at_the_ends_of_the_value_range():
     video = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 1, 3, 1, 1).expand(1, 3, 3, 4, 4)
     plain = preprocess(video, Preprocess(value_range=(-1, 1)))
@@ -66,7 +85,7 @@ def test_levels_end_up_at_the_ends_of_the_value_range():
 
 @pytest.mark.parametrize("quantise,expected", [("round", 128.0), ("floor", 127.0), ("none", 127.6)])
 def test_floats_become_levels_as_the_protocol_says(quantise, expected):
-    assert float(to_levels(torch.tensor([127.6 / 127.5 - 1]), quantise)) == pytest.approx(expected, abs=1e-4)
+    assert float(checked_levels(torch.tensor([127.6 / 127.5 - 1]), quantise)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from vidgen.eval import FrameDistance, Psnr, SqueezeNetDistance, SqueezeNetFeatu
 from vidgen.eval.clips import ClipSet, clips_for_protocol, find_clips
 from vidgen.eval.compare import why_incomparable
 from vidgen.eval.diversity import Diversity
-from vidgen.eval.obedience import draw_prompts, evaluate_obedience, split_of, write_obedience
+from vidgen.eval.obedience import draw_prompts, evaluate_obedience, split_of
+from vidgen.eval.perceptual import distances_from_files
 from vidgen.eval.protocol import ClipRule, Preprocess, ReconstructionProtocol, Resize
 from vidgen.eval.protocols import get_protocol
 from vidgen.eval.recon_report import SubjectResult
@@ -285,6 +286,14 @@ def test_a_score_that_was_not_computed_before_is_computed_by_the_next_call(tmp_p
         patch.setattr("vidgen.eval.reconstruction.why_missing", without_ssim)
         assert run()[key] is None
     assert run()[key] is not None
+
+
+def test_the_distances_of_a_command_are_those_whose_files_are_given(shared):
+    assert distances_from_files(None, []) == []
+    (distance,) = distances_from_files(shared / "weights" / "squeezenet1_0_imagenet.pt", [])
+    assert isinstance(distance, SqueezeNetDistance)
+    with pytest.raises(ValueError, match="vgg16"):
+        distances_from_files(None, [("vgg", "nowhere.pth")])
 
 
 def test_datasets_are_clips_and_the_shared_squeezenet_gives_its_own_column(shared):
@@ -572,13 +581,12 @@ class Renderer:
         return SimpleNamespace(frames=(torch.stack(videos).transpose(1, 2) + 1) / 2)
 
 
-def test_a_pipeline_that_draws_its_prompts_obeys_and_wrong_prompts_are_not_credited(tmp_path):
+def test_a_pipeline_that_draws_its_prompts_obeys_and_wrong_prompts_are_not_credited():
     result = evaluate_obedience(Renderer(), num_prompts=12, seed=2, batch_size=5, num_frames=17, name="renderer")
     for share in result["attributes"].values():
         assert share["right"] == 12 and share["high"] == 1 and 0.7 < share["low"] < 1
     assert result["wrong_prompt"]["all_right"]["right"] == 0
-    write_obedience(tmp_path / "renderer.json", result)
-    assert json.loads((tmp_path / "renderer.json").read_text())["settings"] == {"num_frames": 17}
+    assert json.loads(json.dumps(result))["settings"] == {"num_frames": 17}
 
 
 def test_a_pipeline_that_ignores_its_prompts_does_not_obey():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_autoencoders import small_autoencoder
 from small_bottlenecks import OPTIONS
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidgen.bottlenecks import BOTTLENECKS
 from vidgen.latents import Latents
 from vidgen.nn.causal_conv import CausalConv3d, Downsample, StreamCache, Upsample
-from vidgen.tokenizers import CausalConvTokenizer, Tokenizer
+from vidgen.tokenizers import CausalConvTokenizer, DiffusersAutoencoderTokenizer, Tokenizer
 from vidgen.tokenizers.causal_conv import halvings
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
@@ -36,6 +37,12 @@ def small(bottleneck: str = "kl", **changes) -> CausalConvTokenizer:
 def tiny(preset: str) -> Tokenizer:
     torch.manual_seed(0)
     return TOKENIZER_PRESETS[preset].tiny().build().eval()
+
+
+def streaming(name: str) -> Tokenizer:
+    """A tiny preset, or a small autoencoder of diffusers."""
+    kind, _, model = name.rpartition(":")
+    return DiffusersAutoencoderTokenizer.around(small_autoencoder(model)) if kind else tiny(model)
 
 
 STREAMING = [name for name in TOKENIZER_PRESETS if tiny(name).spec.streamable]
@@ -282,6 +289,18 @@ def test_a_cache_holds_a_fixed_number_of_bytes():
 # cost
 
 
+# One preset of every kind that streams, and three bottlenecks.
+MEASURED = [
+    *("shapes-kl", "shapes-vq", "shapes-fsq", "wf-vae", "omnitokenizer-vq", "bsq-vit", "vitok-s-l", "video-lavit"),
+    *("ccvit-centroids", "imagefolder", "epsilon-vae", "put-tokenizer", "diffusers:wan", "diffusers:cogvideox"),
+]
+
+
+def test_the_memory_of_every_class_that_streams_is_measured():
+    classes = {TOKENIZER_PRESETS[name].model for name in STREAMING} | {DiffusersAutoencoderTokenizer}
+    assert {type(streaming(name)) for name in MEASURED} == classes
+
+
 def resident_megabytes() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
@@ -289,12 +308,11 @@ def resident_megabytes() -> float:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc, which is Linux's")
-@pytest.mark.parametrize(
-    "preset", ["shapes-kl", "shapes-vq", "shapes-fsq", "omnitokenizer-vq", "bsq-vit", "vitok-s-l", "video-lavit"]
-)
-def test_memory_grows_at_most_20_megabytes_from_100_to_2000_frames(preset: str):
-    tokenizer = tiny(preset)
-    chunk = clip(10, 64, 64)
+@pytest.mark.parametrize("name", MEASURED)
+def test_memory_grows_at_most_20_megabytes_from_100_to_2000_frames(name: str):
+    tokenizer = streaming(name)
+    side = 32 if name.startswith("diffusers:") else 64  # 2000 frames as floats take 23 and 94 megabytes
+    chunk = clip(10, side, side)
     seen, at_100 = 0, 0.0
     for video in tokenizer.decode_stream(tokenizer.encode_stream(chunk for _ in range(200))):
         before, seen = seen, seen + video.shape[2]

@@ -1,22 +1,27 @@
 """Are tiles equal to one piece where the trunk is local, cheap as counted, bounded, and honest elsewhere?"""
 
+import csv
 from typing import Any
 
 import pytest
 import torch
+from recipe_module import recipe_module
 from torch import Tensor
 
 from vidgen.tokenizers import CausalConvTokenizer, Tokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.tokenizers.tiling import decode_tiled, encode_tiled, halos, tiling_cost, tiling_error
 
-LOCAL = [name for name, preset in TOKENIZER_PRESETS.items() if preset.model is CausalConvTokenizer]
-GRIDS = ["omnitokenizer-kl", "bsq-vit", "vitok-s-b"]
-
 
 def tiny(preset: str) -> Tokenizer:
     torch.manual_seed(0)
     return TOKENIZER_PRESETS[preset].tiny().build().eval()
+
+
+REACH = {name: model.reach for name in TOKENIZER_PRESETS if (model := tiny(name)).spec.is_grid}
+LOCAL = [name for name, reach in REACH.items() if None not in reach]
+HALF_LOCAL = [name for name, (encode, decode) in REACH.items() if encode is not None and decode is None]
+SEE_FRAMES = [name for name, reach in REACH.items() if reach == (None, None)]
 
 
 def small(**changes: Any) -> CausalConvTokenizer:
@@ -33,7 +38,20 @@ def side(tokenizer: Tokenizer) -> int:
     return tokenizer.spec.parts[0].stride[1]
 
 
-@pytest.mark.parametrize("preset", ["shapes-kl", "base-ae", "deep-kl", "vidtok-kl", "wf-vae", "cosmos-8x8x8"])
+def test_convolutions_and_patches_are_local_and_so_is_what_wraps_them():
+    of_convolutions = {name for name, preset in TOKENIZER_PRESETS.items() if preset.model is CausalConvTokenizer}
+    assert set(LOCAL) == of_convolutions | {"ccvit-centroids", "put-tokenizer", "tooncrafter-decoder"}
+    assert HALF_LOCAL == ["epsilon-vae"]
+    assert {"omnitokenizer-kl", "bsq-vit", "vitok-s-b", "vitok-s-l", "vq-kd", "c-vivit"} <= set(SEE_FRAMES)
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        *("shapes-kl", "base-ae", "deep-kl", "vidtok-kl", "wf-vae", "cosmos-8x8x8"),
+        *("ccvit-centroids", "put-tokenizer", "tooncrafter-decoder"),
+    ],
+)
 def test_tiled_equals_untiled(preset: str):
     tokenizer, tile = tiny(preset), 2 * side(tiny(preset))
     error = tiling_error(tokenizer, clip(5 * tile + 3, 6 * tile - 5), tile=tile)
@@ -65,8 +83,8 @@ def test_every_local_preset_tiles_exactly(preset: str):
 def test_the_reach_is_that_of_a_broken_pixel_and_of_a_broken_token(front: str, changes: dict[str, Any]):
     """NaN spreads exactly as far as the network looks (in double precision, whose convolutions have no tricks)."""
     tokenizer = small(front=front, **changes).double()
-    assert tokenizer.reach is not None
     encoder_reach, decoder_reach = tokenizer.reach
+    assert encoder_reach is not None and decoder_reach is not None
     step = side(tokenizer)
     token = max(encoder_reach, decoder_reach) // step + 2
     length = (2 * token + 1) * step
@@ -124,15 +142,28 @@ def test_the_cost_is_the_share_of_pixels_that_are_read_twice():
     )
 
 
-@pytest.mark.parametrize("preset", GRIDS)
+@pytest.mark.parametrize("preset", ["omnitokenizer-kl", "bsq-vit", "vitok-s-b"])
 def test_trunks_that_see_whole_frames_say_so_and_how_far_off_tiles_are(preset: str):
     tokenizer = tiny(preset)
     video = clip(48, 40)
-    with pytest.raises(ValueError, match="sees whole frames, so that tiles of it are approximate; give a halo"):
+    with pytest.raises(ValueError, match=r"encode may depend on whole frames, so that tiles .* give a halo"):
         encode_tiled(tokenizer, video, tile=16)
+    with pytest.raises(ValueError, match=r"decode may depend on whole frames"):
+        decode_tiled(tokenizer, tokenizer.encode(video), tile=16)
     error = tiling_error(tokenizer, video, tile=16, halo=8)
     assert 0.0 < error.pixels_mean <= error.pixels_max
     assert decode_tiled(tokenizer, tokenizer.encode(video), tile=16, halo=8).shape == video.shape
+
+
+@pytest.mark.parametrize("preset", HALF_LOCAL)
+def test_a_denoiser_encodes_exactly_in_tiles_and_says_that_it_does_not_decode_so(preset: str):
+    """Its noise is drawn for whole frames."""
+    tokenizer, video = tiny(preset), clip(48, 40)
+    latents = tokenizer.encode(video)
+    tiled = encode_tiled(tokenizer, video, tile=16)
+    torch.testing.assert_close(tiled.tokens, latents.tokens, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"DiffusionDecoderTokenizer\.decode may depend on whole frames"):
+        decode_tiled(tokenizer, latents, tile=16)
 
 
 def test_what_cannot_be_tiled_is_refused():
@@ -142,3 +173,16 @@ def test_what_cannot_be_tiled_is_refused():
         encode_tiled(small(), clip(16, 16), tile=20)
     with pytest.raises(ValueError, match="got tile 16 and halo 4"):
         decode_tiled(small(), small().encode(clip(16, 16)), tile=16, halo=4)
+
+
+@pytest.mark.slow
+def test_the_table_of_errors_measures_trunks_that_see_frames_and_the_halo_of_one_that_does_not(tmp_path, monkeypatch):
+    recipe = recipe_module("tokenizers/tiling_error.py")
+    assert set(recipe.PRESETS) < set(SEE_FRAMES)
+    monkeypatch.setattr(recipe, "PRESETS", ("vitok-s-b",))
+    monkeypatch.setattr("sys.argv", ["tiling_error.py", "--steps", "1", "-o", str(tmp_path / "table.csv")])
+    recipe.main()
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["halo"] for row in rows] == [*map(str, recipe.HALOS), *map(str, recipe.HALOS), "48"]
+    assert all(float(row["pixels_max"]) > 1e-3 for row in rows[:3])
+    assert rows[-1]["exact"] == "True" and float(rows[-1]["pixels_max"]) < 1e-5

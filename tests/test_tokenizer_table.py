@@ -1,10 +1,12 @@
 """Are the tables in tokenizers/README.md, which trunk keeps which promise and which system is which preset, true?"""
 
+import csv
 import re
 from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from small_autoencoders import SMALL, small_autoencoder
@@ -16,12 +18,15 @@ from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training import TokenizerRun
 from vidgen.training.recipes import RECIPES
 
-README = (Path(__file__).resolve().parents[1] / "tokenizers" / "README.md").read_text()
-CAUSAL, STREAMS, IMAGE, GRID = (
+README_FOLDER = Path(__file__).resolve().parents[1] / "tokenizers"
+README = (README_FOLDER / "README.md").read_text()
+CAUSAL, STREAMS, MEMORY, IMAGE, GRID, TILES = (
     "later frames never change earlier tokens",
     "streams, equal to one shot",
+    "memory",
     "image = one-frame video",
     "grid for patchified generators",
+    "tiles of large frames",
 )
 
 
@@ -108,6 +113,66 @@ def test_a_preset_does_what_its_row_says(preset: str):
     }
     assert tokenizer.spec.causal == does[CAUSAL]
     assert does == {column: row[column].startswith("yes") for column in does}
+    assert row[MEMORY].startswith("constant" if does[STREAMS] else "grows")  # tests/test_streaming.py measures it
+
+
+@pytest.mark.parametrize("preset", TOKENIZER_PRESETS)
+def test_tiles_of_a_preset_are_what_its_row_says(preset: str):
+    """tests/test_tiling.py measures what exact ones are off."""
+    tokenizer, row, (own,) = tiny(preset), row_of(preset), ROW_OF[preset]
+    assert row[TILES] in (("exact", "approximate") if tokenizer.spec.is_grid else ("no",))
+    encodes, decodes = (reach is not None for reach in tokenizer.reach)
+    assert encodes == (row[TILES] == "exact")
+    assert decodes == (encodes and "approximate to decode" not in own[TILES])
+
+
+def results(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((README_FOLDER.parent / "eval" / "results" / name).read_text().splitlines()))
+
+
+def test_errors_of_tiles_are_those_of_the_measured_table():
+    measured, rows = results("tokenizers_tiling.csv"), {row["model"].strip("`"): row for row in table("model")}
+    assert list(rows) == list(dict.fromkeys(row["model"] for row in measured))
+    for row in measured:
+        shown = rows[row["model"]]
+        assert float(shown["one piece"]) == float(row["psnr_in_one_piece"])
+        if f"halo {row['halo']}" in shown:
+            psnr, *differences = (float(number) for number in shown[f"halo {row['halo']}"].split(", "))
+            assert psnr == float(row["psnr_in_tiles"])
+            assert differences == [float(f"{float(row[name]):.1g}") for name in ("pixels_mean", "pixels_max")]
+
+
+def perplexities(rows: list[dict[str, str]]) -> list[float]:
+    return sorted(round(float(row["perplexity"]), 1) for row in rows)
+
+
+def test_the_readme_says_which_rows_of_the_comparison_collapsed():
+    rows = results("tokenizers_compare.csv")
+    shapes = [row for row in rows if row["world"] == "shapes" and row["seed"] == "0"]
+    collapsed = [row for row in shapes if row["status"] == "collapsed"]
+    assert f"**{len(collapsed)} of the {len(shapes)} rows of the shapes world ended with" in README
+    assert all(row["status"] == "trained" for row in rows if row["world"] == "real")
+    trunks = {row["trunk"]: row for row in shapes if row["bottleneck"] == "fsq"}
+    fallen = [row for row in trunks.values() if row["status"] == "collapsed"]
+    assert f"{len(fallen)} of the {len(trunks) - 1} trunks with FSQ" in README  # beside the convolution
+    assert trunks.keys() - {row["trunk"] for row in fallen} == {"conv", "conv-haar", "scales"}
+    low, *_, high = perplexities(fallen)
+    of_others = [perplexities([trunks[name]])[0] for name in ("conv", "conv-haar", "scales")]
+    said = "a perplexity of {} to {} out of 1,000 codes (convolution {}, Haar bands {}, four scales {})"
+    assert said.format(low, high, *of_others) in README
+    low, *_, high = perplexities([row for row in fallen if row["trunk"].startswith("tubelet-vit")])
+    assert f"in four rows that all collapsed (perplexity {low} to {high})" in README
+    (rest,) = [row for row in collapsed if row not in fallen]
+    assert rest["name"] == "conv/fsq-16-bits" and f"({perplexities([rest])[0]})" in README
+
+
+def test_the_readme_says_that_codes_beside_wan_were_hardly_in_use():
+    rows = [row for row in results("tokenizers_beside_wan.csv") if row["bottleneck"] == "fsq"]
+    short = [row for row in rows if row["steps"] == "300"]
+    assert len(short) == 4 and {row["status"] for row in short} == {"collapsed"}
+    low, *_, high = perplexities(short)
+    (longer,) = perplexities([row for row in rows if row not in short])
+    assert f"perplexity {low} to {high} out of 64,000 codes; after 1,200 steps {longer}" in README
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -125,6 +190,23 @@ def test_every_preset_of_the_table_of_systems_exists_and_what_has_none_says_why(
     assert [name for names in presets.values() for name in names if name not in TOKENIZER_PRESETS] == []
     assert all(presets[row["system"]] or row["option, difference or what is missing"] for row in SYSTEMS)
     assert len(presets) == len(SYSTEMS)
+
+
+def test_numbers_of_parameters_and_codes_that_systems_name_are_those_of_their_presets():
+    said = " ".join(row["option, difference or what is missing"] for row in SYSTEMS)
+    counts = re.findall(r"`([a-z0-9-]+)` has ([\d.]+) million", said)
+    assert {name for name, _ in counts} == {"magvit-v2", "cosmos-8x8x8", "cosmos-8x16x16", "coordtok"}
+    for name, count in counts:
+        with torch.device("meta"):
+            model = TOKENIZER_PRESETS[name].build()
+        assert float(count) == round(sum(weight.numel() for weight in model.parameters()) / 1e6, 1)
+    codes = re.findall(r"([\d,]+) codes in `([a-z0-9-]+)`", said)
+    assert {name for _, name in codes} == {"shapes-vq", "base-vq"}
+    for count, name in codes:
+        assert TOKENIZER_PRESETS[name].config["bottleneck_options"]["codes"] == int(count.replace(",", ""))
+    with torch.device("meta"):
+        public = diffusers.AutoencoderKLCosmos()
+    assert f"`AutoencoderKLCosmos` {sum(weight.numel() for weight in public.parameters()) / 1e6:.1f} and" in said
 
 
 def test_every_option_and_recipe_that_systems_and_presets_name_exists():

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from einops import rearrange
 from small_bottlenecks import OPTIONS
-from torch import Tensor
+from torch import Tensor, nn
 
 import vidgen
 from vidgen.bottlenecks import BOTTLENECKS
@@ -46,9 +47,9 @@ PARAMETERS = {
     "magvit-v2": 72_697_621,
     "beit-dvae": 99_589_123,
     "motionaura-tokenizer": 28_076_051,
-    "vidtok-kl": 50_658_571,
-    "vidtok-fsq-8x8x8": 51_392_264,
-    "vidtok-kl-4x16x16": 72_870_691,
+    "vidtok-kl": 159_860_491,
+    "vidtok-fsq-8x8x8": 160_594_184,
+    "vidtok-kl-4x16x16": 198_005_539,
     "wf-vae": 14_631_992,
     "cosmos-8x8x8": 24_595_664,
     "cosmos-8x16x16": 46_629_584,
@@ -70,7 +71,7 @@ PARAMETERS = {
     "vitok-s-l": 426_500_768,
     "larp": 193_462_432,
     "one-d-piece": 171_443_736,
-    "coordtok": 182_611_144,
+    "coordtok": 831_840_104,
     "vidtwin": 258_726_952,
     "video-lavit": 25_497_673,
 }
@@ -82,6 +83,27 @@ PUBLISHED = {
     "vitok-s-b": 129.1,
     "vitok-s-l": 427.0,
     "larp": 193.9,
+    "coordtok": 853.4,
+    "vidtok-kl": 157.5,
+    "vidtok-fsq-8x8x8": 165.0,
+    "vidtok-kl-4x16x16": 199.5,
+}
+# diffusers' class of a system, with the options that make it the model of a preset.
+PUBLIC = {
+    "vidtok-kl": ("AutoencoderVidTok", {}),
+    "vidtok-fsq-8x8x8": (
+        "AutoencoderVidTok",
+        {"z_channels": 5, "tempo_ds": [0, 1, 2], "tempo_us": [1, 2, 3]},
+    ),
+    "vidtok-kl-4x16x16": (
+        "AutoencoderVidTok",
+        {
+            "z_channels": 16,
+            "ch_mult": [1, 2, 4, 4, 4],
+            "spatial_ds": [0, 1, 2, 3],
+            "spatial_us": [1, 2, 3, 4],
+        },
+    ),
 }
 
 DISCRETE = [name for name, preset in TOKENIZER_PRESETS.items() if preset.tiny().build().spec.discrete]
@@ -118,6 +140,11 @@ def assert_same(one: Latents, other: Latents):
     assert (one.size, one.spec, one.start) == (other.size, other.spec, other.start)
 
 
+def millions(model: nn.Module) -> float:
+    """Weights that learn."""
+    return sum(weight.numel() for weight in model.parameters()) / 1e6
+
+
 # presets
 
 
@@ -133,6 +160,16 @@ def test_every_preset_has_the_parameters_that_are_on_record():
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_models_of_a_paper_have_its_number_of_parameters_to_5_percent(preset: str):
     assert abs(PARAMETERS[preset] / 1e6 / PUBLISHED[preset] - 1) < 0.05
+
+
+@pytest.mark.parametrize("preset", PUBLIC)
+def test_each_half_has_the_parameters_of_the_public_code_to_5_percent(preset: str):
+    kind, options = PUBLIC[preset]
+    with torch.device("meta"):
+        ours, public = TOKENIZER_PRESETS[preset].build(), getattr(diffusers, kind)(**options)
+    for half in ("encoder", "decoder"):
+        assert abs(millions(getattr(ours, half)) / millions(getattr(public, half)) - 1) < 0.05
+    assert round(millions(public), 1) == PUBLISHED[preset]
 
 
 @each_preset

@@ -23,12 +23,14 @@ import vidgen
 from vidgen.data import VideoError, write_video
 from vidgen.data.digits import MovingDigits
 from vidgen.data.shapes import ShapesWorld
+from vidgen.eval.ranks import join_launch
 from vidgen.tokenizers import CausalConvTokenizer, WrappingTokenizer
 from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
 from vidgen.training import (
     CheckpointNotWritten,
     DataConfig,
     GeneratorRun,
+    MatcherRun,
     OptimiserConfig,
     TokenizerRun,
     TrainingDiverged,
@@ -367,6 +369,8 @@ def test_a_launch_that_starts_one_process_in_place_of_two_is_refused(tmp_path, m
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(ValueError, match="--multi_gpu"):
         train_tokenizer(tiny_run(tmp_path), tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="--multi_gpu"):
+        join_launch(torch.device("cpu"))
 
 
 def test_a_run_folder_is_never_trained_over(tmp_path):
@@ -387,6 +391,58 @@ def test_a_resumed_run_may_not_become_another_one(tmp_path):
     for name, value in {**changes, "tasks": ("all",), "control": "half-size"}.items():
         with pytest.raises(ValueError, match=f"{name} was .* give it as before"):
             check_resumable(other, replace(other, **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "setting", "message"),
+    [
+        (GeneratorRun, "shapes-ar", "layers=3", r"layers \(--set\) was 2 and is now 3"),
+        (GeneratorRun, "shapes-masked", "time_order_share=0.5", None),
+        (
+            TokenizerRun,
+            "shapes-kl",
+            "widths=[16,24,16]",
+            r"widths \(--set\) was \[16, 16, 16\] and is now \[16, 24, 16\]",
+        ),
+        (TokenizerRun, "shapes-kl", "squared_weight=9", None),
+        (MatcherRun, "shapes-matcher", "fusion_layers=3", r"fusion_layers \(--set\) was"),
+    ],
+)
+def test_a_resumed_run_keeps_its_network_and_may_change_what_only_training_asks(
+    kind, preset, setting, message, tmp_path
+):
+    run = kind(preset=preset, output_dir=tmp_path, tiny=True)
+    changed = replace(run, changed=(setting,))
+    check_resumable(changed, changed)
+    if message is None:
+        check_resumable(run, changed)
+        return
+    for before, after in ((run, changed), (changed, run)):
+        with pytest.raises(ValueError, match=rf"{setting.partition('=')[0]} \(--set\) was .* give it as before"):
+            check_resumable(before, after)
+    with pytest.raises(ValueError, match=message):
+        check_resumable(run, changed)
+
+
+def test_a_resumed_run_keeps_options_that_have_no_weights_however_they_are_written(tmp_path):
+    run = GeneratorRun(preset="shapes-masked", output_dir=tmp_path, changed=("windows=[[1,0,0]]",))
+    check_resumable(run, replace(run, changed=("windows=[[1, 0, 0]]", "smallest_ratio=0.5")))
+    with pytest.raises(ValueError, match=r"windows \(--set\) was \[\[1, 0, 0\]\]"):
+        check_resumable(run, replace(run, changed=()))
+    brought = tiny_run(tmp_path, changed=("layers=2",))  # a network that no preset describes
+    with pytest.raises(ValueError, match="changed was"):
+        check_resumable(brought, replace(brought, changed=()))
+
+
+@pytest.mark.parametrize("name", ["known_frames", "drop_text"])
+def test_a_resumed_run_may_change_a_share_but_not_from_or_to_none_or_all(name, tmp_path):
+    run = GeneratorRun(preset="shapes-masked", output_dir=tmp_path)
+    check_resumable(run, replace(run, **{name: 0.4}))
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"{name} was 0.1 and is now {share}"):
+            check_resumable(run, replace(run, **{name: share}))
+        with pytest.raises(ValueError, match=f"{name} was {share} and is now 0.1"):
+            check_resumable(replace(run, **{name: share}), run)
 
 
 def test_a_run_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

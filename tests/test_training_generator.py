@@ -284,6 +284,35 @@ def test_more_layers_begin_as_the_same_function_and_all_of_them_learn(family, bo
         take_weights(earlier, later, source="somewhere")
 
 
+def test_more_layers_before_single_streams_begin_as_the_same_function_and_leave_those_their_weights():
+    spec = tiny_tokenizer("kl").spec.to_json()
+    sizes = {"text_width": 16, "width": 32, "heads": 2, "text_path": "joint", "single_layers": 2}
+    earlier, later = (DiffusionTransformer(spec, layers=layers, **sizes) for layers in (2, 5))
+    pipeline = tiny_pipeline("flow", "kl")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in earlier.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    take_weights(later, earlier, source="somewhere")
+    assert later.transformer_blocks[6].state_dict().keys() == earlier.transformer_blocks[3].state_dict().keys()
+    for number in (2, 3):
+        moved = later.transformer_blocks[number + 3].state_dict()
+        assert all(
+            torch.equal(moved[name], own) for name, own in earlier.transformer_blocks[number].state_dict().items()
+        )
+    batch = batch_of(training_clips(tiny_run(Path("unused")).data))
+    losses = []
+    for network in (earlier, later):
+        pipeline.transformer = network
+        step = GeneratorStep(pipeline, drop_text=0.0, known_frames=0.0)
+        losses.append(sum(step.evaluate(batch, seeded(range(4))).values()))
+    torch.testing.assert_close(losses[1], losses[0])
+    losses[1].backward()
+    outputs = {name: weight for name, weight in later.named_parameters() if name.endswith("to_out.weight")}
+    resting = {name for name in outputs if name.startswith("transformer_blocks.6.") and "text" in name}
+    assert all(weight.grad.abs().max() > 0 for name, weight in outputs.items() if name not in resting)
+
+
 RESTING = """
 import sys
 sys.path[:0] = [sys.argv[1]]

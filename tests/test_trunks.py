@@ -45,14 +45,27 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "video-lavit": {"bottleneck_options": {"levels": [8, 5, 5, 5]}, "group": 4, "block": 8, "reach": 2, "width": 32},
 }
 BLOCKWISE = ["omnitokenizer-vq", "bsq-vit", "vitok-s-b", "vitok-s-l"]
+# Other forms that a bottleneck stands in: bands in front, other blocks, patches by themselves, and around a tokenizer.
+FORMS: dict[str, dict[str, Any]] = {
+    "wf-vae": {},
+    "motionaura-tokenizer": {},
+    "ccvit-centroids": {"width": 16, "layers": 1, "decoder_layers": 1},
+    "spae": {},
+    "epsilon-vae": {},
+    "put-tokenizer": {},
+}
+INSIDE = {"spae": "trunk_config", "epsilon-vae": "encoder_config", "put-tokenizer": "encoder_config"}
+# What the pyramid cannot use: no ids, codes of one length, or weights that learn from the gradient of each code alone.
+NO_SCALES = {"kl", "ae", "vq", "stochastic-vq", "gumbel", "adacode", "bsq", "product"}
 each_trunk = pytest.mark.parametrize("trunk", TRUNKS)
+each_form = pytest.mark.parametrize("trunk", [*TRUNKS, *FORMS])
 
 
 def small(trunk: str, **changes: Any) -> Any:
     """A tokenizer of a few thousand weights."""
     torch.manual_seed(0)
     tiny = TOKENIZER_PRESETS[trunk].tiny()
-    return replace(tiny, config={**tiny.config, **TRUNKS[trunk], **changes}).build().eval()
+    return replace(tiny, config={**tiny.config, **(TRUNKS | FORMS)[trunk], **changes}).build().eval()
 
 
 def clip(frames: int, height: int = 16, width: int = 16, *, batch: int = 1, seed: int = 0) -> Tensor:
@@ -97,6 +110,9 @@ def ids_a_token(bottleneck: str) -> int:
 def with_bottleneck(trunk: str, bottleneck: str) -> Any:
     """The small model of a trunk with another bottleneck; LARP's prior where there is one id a token to guess."""
     changes: dict[str, Any] = {"bottleneck_type": bottleneck, "bottleneck_options": OPTIONS[bottleneck]}
+    if trunk in INSIDE:
+        inside = INSIDE[trunk]
+        return small(trunk, **{inside: {**TOKENIZER_PRESETS[trunk].tiny().config[inside], **changes}})
     if trunk == "vidtwin":
         changes["dynamics_options"] = OPTIONS[bottleneck]
     if trunk == "larp" and ids_a_token(bottleneck) != 1:
@@ -104,13 +120,31 @@ def with_bottleneck(trunk: str, bottleneck: str) -> Any:
     return small(trunk, **changes)
 
 
-@each_trunk
+def refusal(trunk: str, bottleneck: str) -> str | None:
+    """What a trunk says to a bottleneck that it cannot use; None to one that it can."""
+    if trunk == "video-lavit" and ids_a_token(bottleneck) > 1:
+        return "choose a bottleneck with one id a token"
+    if trunk == "spae" and bottleneck in NO_SCALES:
+        return "scales need a quantizer whose codes can stand for what is left over"
+    return None
+
+
+@pytest.mark.parametrize("trunk", ["video-lavit", "spae"])
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_a_trunk_that_cannot_use_a_bottleneck_says_which_it_can(trunk: str, bottleneck: str):
+    message = refusal(trunk, bottleneck)
+    if message is None:
+        assert with_bottleneck(trunk, bottleneck).spec.discrete == bool(ids_a_token(bottleneck))
+        return
+    with pytest.raises(ValueError, match=message):
+        with_bottleneck(trunk, bottleneck)
+
+
+@each_form
 @pytest.mark.parametrize("bottleneck", ["ae", "fsq", "product"])
 def test_another_bottleneck_is_one_word(trunk: str, bottleneck: str):
-    if trunk == "video-lavit" and bottleneck == "product":
-        with pytest.raises(ValueError, match="choose a bottleneck with one id a token"):
-            with_bottleneck(trunk, bottleneck)
-        return
+    if refusal(trunk, bottleneck) is not None:
+        pytest.skip("refused (test above)")
     tokenizer = with_bottleneck(trunk, bottleneck)
     latents = tokenizer.encode(clip(5))
     assert latents.spec.discrete == (bottleneck != "ae")
@@ -120,12 +154,12 @@ def test_another_bottleneck_is_one_word(trunk: str, bottleneck: str):
 
 
 @pytest.mark.slow
-@each_trunk
+@each_form
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
 def test_every_trunk_keeps_its_promises_with_every_bottleneck(trunk: str, bottleneck: str):
     """As many frames as went in, ids that carry the video, a past without a future, and streams that are one shot."""
-    if trunk == "video-lavit" and ids_a_token(bottleneck) > 1:
-        pytest.skip("key frames and motion need at most one id a token, and say so (test above)")
+    if refusal(trunk, bottleneck) is not None:
+        pytest.skip("refused (test above)")
     tokenizer = with_bottleneck(trunk, bottleneck)
     for frames in (1, 2, 9):
         video = clip(frames, 12, 20)

@@ -262,6 +262,24 @@ def test_every_page_of_an_image_is_bounded_before_it_is_unpacked(tmp_path):
         next(frames)
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(2, 8000, 256), (8000, 4, 256), (1, 200_000, 16)])
+def test_frames_too_long_to_cover_a_size_are_an_error_that_names_the_file(height, width, size, tmp_path):
+    path = tmp_path / "ribbon.png"
+    Image.new("RGB", (width, height)).save(path)
+    with pytest.raises(VideoError, match=rf"ribbon.png is {width}x{height} \(it covers {size}x{size} as .*crop it"):
+        list(iter_frames(path, size=(size, size)))
+    assert next(iter_frames(path)).shape == (height, width, 3)
+
+
+def test_a_long_frame_within_the_bound_is_scaled_and_cropped_at_its_centre(tmp_path):
+    ribbon = np.zeros((2, 400, 3), np.uint8)
+    ribbon[:, 199:201] = 255
+    Image.fromarray(ribbon).save(tmp_path / "ribbon.png")
+    (frame,) = iter_frames(tmp_path / "ribbon.png", size=(16, 16))
+    assert frame.shape == (16, 16, 3) and frame.min() > 100
+    assert np.array_equal(frame, frame[:, ::-1])
+
+
 def test_a_value_that_an_image_may_not_have_is_an_error_that_names_it(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "still.png")
 

@@ -28,6 +28,7 @@ import tyro
 
 import vidgen
 from vidgen.data.pieces import DESCRIPTION, Cutting, cut_by_source
+from vidgen.data.sources import read_families
 from vidgen.eval.charts import Series, Whisker, curve_chart, interval_chart
 from vidgen.eval.clips import ClipSet, clips_from_dataset
 from vidgen.eval.perceptual import SqueezeNetDistance
@@ -47,6 +48,7 @@ from vidgen.training.monitor import codebook_collapsed
 
 World = Literal["shapes", "real"]
 Contest = Literal["parts", "beside-wan"]
+FAMILIES = Path(__file__).with_name("families.json")
 PROTOCOL = ReconstructionProtocol(
     name="compare.v1",
     clip=ClipRule(),
@@ -91,6 +93,8 @@ class Settings:
     """The shapes world, real clips, or both."""
     clips: Path | None = None
     """Folder of real videos, for `real`."""
+    families: Path = FAMILIES
+    """Which of them are one source though their names differ: JSON, source -> patterns of names."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of initial weights, order and noise."""
     steps: int = 2000
@@ -387,7 +391,8 @@ def compare(settings: Settings) -> None:
     """Train what is not finished yet; the table is written anew after every row."""
     take_up(settings)
     if settings.clips is not None and "real" in settings.worlds:
-        cut_by_source(settings.clips, settings.pieces, settings.cutting)
+        families = read_families(settings.families)
+        cut_by_source(settings.clips, settings.pieces, settings.cutting, families=families)
     waiting = []
     for row in rows_of(settings):
         before = row.finished(settings)

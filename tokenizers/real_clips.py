@@ -8,6 +8,9 @@ from typing import Annotated
 import tyro
 
 from vidgen.data.pieces import Cutting, cut_by_source
+from vidgen.data.sources import read_families
+
+FAMILIES = Path(__file__).with_name("families.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +23,17 @@ class Settings:
     """Gets `train/`, `unseen/` and `pieces.json`."""
     cutting: tyro.conf.OmitArgPrefixes[Cutting] = field(default_factory=Cutting)
     """How pieces are cut."""
+    families: Path = FAMILIES
+    """Which files are one source though their names differ: JSON, source -> patterns of names. The file beside this
+    script names the clips of this project, one by one."""
 
 
 def main() -> int:
     """Cut, and say what lies where; 2 after a mistake that the user can mend."""
     settings = tyro.cli(Settings, description=__doc__)
     try:
-        found = cut_by_source(settings.videos, settings.output_dir, settings.cutting)
+        families = read_families(settings.families)
+        found = cut_by_source(settings.videos, settings.output_dir, settings.cutting, families=families)
     except ValueError as error:
         print(f"tokenizers/real_clips.py: {error}", file=sys.stderr)
         return 2

@@ -42,7 +42,10 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
-        """`b n in_channels -> Bottlenecked`; `sample` draws from the posterior of stochastic bottlenecks."""
+        """`b n in_channels -> Bottlenecked`; `sample` draws from the posterior of stochastic bottlenecks.
+
+        `torch.compile` makes one graph of it where nothing is drawn from generators and no k-means is asked for.
+        """
 
     def lookup(self, ids: Tensor) -> Tensor:
         """`b n q -> b n c`: the vectors that `ids` stand for."""

@@ -45,6 +45,11 @@ class FSQ(Quantizer):
             raise ValueError(
                 f"FSQ needs a commitment of at least 0 and a temperature above 0, got {commitment} and {temperature}"
             )
+        if not entropy and entropy_boost != 1:
+            raise ValueError(
+                f"entropy_boost {entropy_boost} raises the weight of the entropy term, and there is none; set entropy "
+                "above 0 or leave entropy_boost out"
+            )
         if entropy and math.prod(levels) > LARGEST_JOINT:
             raise ValueError(
                 f"the entropy term holds the distribution over all codes, at most {LARGEST_JOINT}, and levels "

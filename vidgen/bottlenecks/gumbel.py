@@ -25,6 +25,7 @@ class Gumbel(Bottleneck):
         weight: of the divergence from drawing all codes alike, averaged over tokens.
     """
 
+    distinct = True  # as a `Quantizer` says it
     updates: Tensor
 
     def __init__(

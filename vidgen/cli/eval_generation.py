@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from vidgen.eval.extractors import Inception
-    from vidgen.eval.perceptual import FrameDistance
+    from vidgen.eval.perceptual import LpipsNet
     from vidgen.eval.samples import Suffix
 
 FPS = 8.0  # of the files, as VBench has it
@@ -96,12 +96,15 @@ def run(command: Command) -> None:
     from vidgen.eval.generation import GenerationReport, score_folder
     from vidgen.eval.inception_score import InceptionScore
     from vidgen.eval.motion import Motion
+    from vidgen.eval.perceptual import distances_from_files
     from vidgen.eval.prompt_score import Obedience, PromptScore
     from vidgen.eval.report import model_label
     from vidgen.eval.samples import samples_in
 
     device = pick_device(command.device)
-    scores: list[PromptScore] = [Obedience(), Motion(), Diversity(perceptual_distances(command))]
+    lpips: list[tuple[LpipsNet, Path]] = [] if command.lpips_weights is None else [("alex", command.lpips_weights)]
+    diversity = Diversity(distances_from_files(command.squeezenet_weights, lpips))
+    scores: list[PromptScore] = [Obedience(), Motion(), diversity]
     absent = {}
     if command.clip is None:
         absent["clipsim"] = "not computed: needs the folder of a CLIP model with its processor (--clip DIR)"
@@ -192,18 +195,6 @@ def wanted_prompts(command: Command) -> "tuple[list[str], Suffix]":
     if listed is not None:
         return read_prompts(listed), ".mp4"
     return [scene.caption for scene in draw_prompts("test", command.num_prompts, seed=command.seed)], ""
-
-
-def perceptual_distances(command: Command) -> "list[FrameDistance]":
-    """Those whose weights were given."""
-    from vidgen.eval.perceptual import LpipsDistance, SqueezeNetDistance
-
-    distances: list[FrameDistance] = []
-    if command.squeezenet_weights is not None:
-        distances.append(SqueezeNetDistance.from_file(command.squeezenet_weights))
-    if command.lpips_weights is not None:
-        distances.append(LpipsDistance.from_file(command.lpips_weights, net="alex"))
-    return distances
 
 
 def inception_wanted() -> str:

@@ -125,18 +125,16 @@ def with_overrides(protocol: "ReconstructionProtocol", command: Command) -> "Rec
 
 def perceptual_distances(command: Command) -> "list[FrameDistance]":
     """The distances whose weights were given."""
-    from vidgen.eval.perceptual import LpipsDistance, SqueezeNetDistance
+    from vidgen.eval.perceptual import distances_from_files
 
-    distances: list[FrameDistance] = []
-    if command.squeezenet_weights is not None:
-        distances.append(SqueezeNetDistance.from_file(command.squeezenet_weights))
+    lpips = []
     for entry in command.lpips_weights:
         net, _, file = entry.rpartition("=")
         if net not in ("", "alex", "vgg", "squeeze"):
             raise ValueError(f"--lpips-weights takes alex=FILE, vgg=FILE or squeeze=FILE; got {entry!r}")
-        spatial = command.protocol == "recon.opensoraplan"
-        distances.append(LpipsDistance.from_file(file, net=net or command.lpips_net, spatial=spatial))
-    return distances
+        lpips.append((net or command.lpips_net, file))
+    spatial = command.protocol == "recon.opensoraplan"
+    return distances_from_files(command.squeezenet_weights, lpips, spatial=spatial)
 
 
 def read_clips(command: Command, protocol: "ReconstructionProtocol") -> "tuple[ClipSet, dict[str, Path]]":

@@ -14,7 +14,7 @@ import torch
 
 from vidgen.data.decode import VideoError
 from vidgen.data.shapes import item_generator
-from vidgen.data.sources import split_by_source
+from vidgen.data.sources import NO_FAMILIES, Families, split_by_source
 from vidgen.data.video import find_videos, iter_frames, probe
 from vidgen.data.write import write_video
 
@@ -50,7 +50,9 @@ class Cutting:
             raise ValueError(f"every zoom must divide the largest one, got {self.zooms}; for example 1 2 4")
 
 
-def cut_by_source(videos: str | Path, folder: str | Path, cutting: Cutting) -> dict[str, Any]:
+def cut_by_source(
+    videos: str | Path, folder: str | Path, cutting: Cutting, *, families: Families = NO_FAMILIES
+) -> dict[str, Any]:
     """Fill `folder/train` and `folder/unseen` with pieces of `videos`, split by source; returns what is there.
 
     Each piece is a folder of PNGs, `NAME-00`, named by the video's place below `videos`. Videos that cannot be decoded
@@ -58,23 +60,28 @@ def cut_by_source(videos: str | Path, folder: str | Path, cutting: Cutting) -> d
     call with the same arguments has finished is taken as it is. Nothing that was there before is changed or removed;
     `train`, `unseen` and `pieces.json` appear when all is cut.
 
+    Args:
+        families: files of `videos` that are one source, whatever their names.
+
     Returns:
         `folder/pieces.json`: the cutting, the sources of each side, the number of pieces by video, what was left out.
 
     Raises:
         ValueError: no videos, or nothing usable on one of the sides; two videos whose pieces would have one name;
-            `folder` holds pieces of another cutting, other things under their names, or lies in `videos`.
+            `folder` holds pieces of another cutting or split, other things under their names, or lies in `videos`.
     """
     root, folder = Path(videos), Path(folder)
     names = {path: str(path.relative_to(root)) if path != root else path.name for path in find_videos(root)}
     wanted = json.loads(json.dumps({"videos": list(names.values()), **asdict(cutting)}))
+    split = split_by_source(names, unseen=cutting.unseen, families=families)
     described = folder / DESCRIPTION
     if (folder / FINISHED).is_dir() and not described.is_file():
         _move_out(folder)  # a call was stopped at its very end
     if described.is_file():
         found = json.loads(described.read_text())
         by_name = {**wanted, "videos": [path.name for path in names]}  # how earlier versions listed them
-        if found["cutting"] not in (wanted, by_name):
+        same_split = (split.train_sources, split.unseen_sources) == (found["train_sources"], found["unseen_sources"])
+        if found["cutting"] not in (wanted, by_name) or not same_split:
             raise ValueError(
                 f"{folder} holds pieces that were cut otherwise; choose another folder, or remove its "
                 f"{', '.join((*SIDES, DESCRIPTION))}"
@@ -82,7 +89,6 @@ def cut_by_source(videos: str | Path, folder: str | Path, cutting: Cutting) -> d
         return found
     _check_place(root, folder)
     _check_names(names.values())
-    split = split_by_source(names, unseen=cutting.unseen)
     counts: dict[str, dict[str, int]] = {side: {} for side in SIDES}
     excluded = {}
     unfinished = folder / UNFINISHED
@@ -161,7 +167,8 @@ def cut(path: Path, folder: Path, cutting: Cutting, *, name: str) -> int:
         if number not in taken:
             continue
         zoom = cutting.zooms[written % len(cutting.zooms)]
-        write_video(folder / f"{name}-{written:02d}", iter(_tile(frames, zoom, cutting, name, written)), fps=info.fps)
+        tile = iter(_tile(frames, zoom, cutting, name, written))
+        write_video(folder / f"{name}-{written:02d}", tile, fps=info.fps / cutting.stride)
         written += 1
     if written == 0:
         raise VideoError(f"gives fewer than {cutting.num_frames} frames")

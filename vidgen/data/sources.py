@@ -5,20 +5,17 @@ nothing about videos that a model has never seen.
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 
-# One room, one table or one film in several files, by the beginning of their names (each was looked at).
-FAMILIES = {
-    "asl_": "asl",
-    "learning_area_": "learning_area",  # toys on the same table
-    "media_bbb_": "big_buck_bunny",
-    "media_sample_portrait": "media_office",  # the same man, upright, turned and with a damaged stream
-    "media_sample_with_invalid_nalu": "media_office",
-    "media_sample_empty_track": "media_office",
-}
+Families = Mapping[str, Sequence[str]]
+"""Files that show one room, one table or one film: name of the source -> patterns of their names (`talk_*.mp4`)."""
+NO_FAMILIES: Families = MappingProxyType({})
 ROTATION = re.compile(r"_(0|90|180|270)(_rotated)?$")
 
 
@@ -32,37 +29,63 @@ class SourceSplit:
     unseen_sources: list[str]
 
 
-def source_of(path: str | Path) -> str:
+def read_families(path: str | Path) -> Families:
+    """Families from a JSON file such as `{"talk": ["talk_*.mp4", "interview.mov"]}`.
+
+    Raises:
+        ValueError: no such file, or other content.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"expected a JSON file that says which videos are one source; {path} does not exist")
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected families in JSON, and {path} is none ({error})") from None
+    well_formed = isinstance(found, dict) and all(
+        isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
+        for patterns in found.values()
+    )
+    if not well_formed:
+        raise ValueError(
+            f'{path} must say which files are one source, such as {{"talk": ["talk_*.mp4", "interview.mov"]}}; '
+            f"got {json.dumps(found)[:60]}"
+        )
+    return found
+
+
+def source_of(path: str | Path, families: Families = NO_FAMILIES) -> str:
     """The name of the recording that a file shows.
 
     The suffix says nothing (`rabbit.mp4` and `rabbit.webm` are a format pair), nor does a rotation at the end of the
-    name (`video_90`); known families of files are one source each.
+    name (`video_90`). Files of a family are one source; of several families that fit a name, the first.
     """
-    stem = Path(path).stem
-    for beginning, source in FAMILIES.items():
-        if stem.startswith(beginning):
+    path = Path(path)
+    for source, patterns in families.items():
+        if any(fnmatchcase(path.name, pattern) for pattern in patterns):
             return source
-    return ROTATION.sub("", stem)
+    return ROTATION.sub("", path.stem)
 
 
-def split_by_source(paths: Iterable[str | Path], *, unseen: float) -> SourceSplit:
+def split_by_source(paths: Iterable[str | Path], *, unseen: float, families: Families = NO_FAMILIES) -> SourceSplit:
     """Whole sources to either side; the hashes of their names decide, whatever else there is.
 
     Args:
         unseen: share of the sources that training never sees, above 0 and below 1; each side gets at least one.
+        families: files that are one source, whatever their names.
 
     Raises:
         ValueError: a share out of range, fewer than two sources.
     """
-    files = sorted(Path(path) for path in paths)
-    sources = {source_of(path) for path in files}
+    files = {path: source_of(path, families) for path in sorted(Path(path) for path in paths)}
+    sources = set(files.values())
     if not 0 < unseen < 1 or len(sources) < 2:
         raise ValueError(f"a split takes a share in (0, 1) and 2 sources; got {unseen} and {len(sources)} sources")
     ranked = sorted(sources, key=lambda source: hashlib.sha256(source.encode()).digest())
     held = set(ranked[: min(max(round(unseen * len(ranked)), 1), len(ranked) - 1)])
     return SourceSplit(
-        [path for path in files if source_of(path) not in held],
-        [path for path in files if source_of(path) in held],
+        [path for path, source in files.items() if source not in held],
+        [path for path, source in files.items() if source in held],
         sorted(sources - held),
         sorted(held),
     )

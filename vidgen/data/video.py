@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from av import VideoFrame
+from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 from einops import rearrange
 from torch import Tensor
@@ -64,14 +66,15 @@ def iter_frames(
         stride: yield every n-th frame (after resampling).
         max_frames: end after so many yielded frames.
         strict: raise for a damaged tail instead of warning how many frames were lost.
-        max_pixels: largest height × width that is decoded.
+        max_pixels: largest height × width that is decoded, and that a frame is scaled to before it is cropped.
 
     Yields:
         uint8 `h w 3`.
 
     Raises:
-        VideoError: at the call for what cannot be opened; while iterating for damage with `strict`, and for a size that
-            changes on the way when no `size` was chosen.
+        VideoError: at the call for what cannot be opened; while iterating for damage with `strict`, for a size that
+            changes on the way when no `size` was chosen, and for frames so long and narrow that covering `size` takes
+            more than `max_pixels`.
         ValueError: an argument out of range.
     """
     for name, value in (("fps", fps), ("stride", stride), ("max_frames", max_frames)):
@@ -83,7 +86,7 @@ def iter_frames(
         raise ValueError(f"size is (height, width), each at least 1; got {size}")
     info, frames = open_video(path, start=start, strict=strict, max_pixels=max_pixels)
     chosen = choose_frames(frames, info, fps=fps, start=start, stride=stride, max_frames=max_frames)
-    return _convert(chosen, path=path, size=size)
+    return _convert(chosen, path=path, size=size, max_pixels=max_pixels)
 
 
 def choose_frames(
@@ -215,11 +218,13 @@ def check_still(seconds: float) -> None:
         )
 
 
-def _convert(frames: Iterator[TimedFrame], *, path: str | Path, size: tuple[int, int] | None) -> Iterator[np.ndarray]:
+def _convert(
+    frames: Iterator[TimedFrame], *, path: str | Path, size: tuple[int, int] | None, max_pixels: int
+) -> Iterator[np.ndarray]:
     last, pixels = None, None
     for frame in frames:
         if frame is not last:  # resampling repeats frames
-            before, pixels = pixels, _upright_pixels(frame, size=size)
+            before, pixels = pixels, _upright_pixels(frame, path=path, size=size, max_pixels=max_pixels)
             if before is not None and before.shape != pixels.shape:
                 old, new = ("x".join(map(str, shape[1::-1])) for shape in (before.shape, pixels.shape))
                 raise VideoError(
@@ -230,7 +235,9 @@ def _convert(frames: Iterator[TimedFrame], *, path: str | Path, size: tuple[int,
         yield pixels
 
 
-def _upright_pixels(frame: TimedFrame, *, size: tuple[int, int] | None) -> np.ndarray:
+def _upright_pixels(
+    frame: TimedFrame, *, path: str | Path, size: tuple[int, int] | None, max_pixels: int
+) -> np.ndarray:
     picture = frame.picture
     if size is None:
         exact = picture.reformat(format="rgb24", interpolation=Interpolation.BILINEAR | EXACT_COLOUR, threads=1)
@@ -239,10 +246,23 @@ def _upright_pixels(frame: TimedFrame, *, size: tuple[int, int] | None) -> np.nd
     scale = max(height / picture.height, width / picture.width)
     scaled_height, scaled_width = max(height, round(picture.height * scale)), max(width, round(picture.width * scale))
     kernel = Interpolation.AREA if scale < 1 else Interpolation.BICUBIC
-    exact = picture.reformat(
-        scaled_width, scaled_height, format="rgb24", interpolation=kernel | EXACT_COLOUR, threads=1
-    )
+    wanted = f"it covers {width}x{height} as {scaled_width}x{scaled_height}"
+    if scaled_height * scaled_width > max_pixels:
+        raise _too_long(path, picture, f"{wanted}, and max_pixels is {max_pixels}")
+    try:
+        exact = picture.reformat(
+            scaled_width, scaled_height, format="rgb24", interpolation=kernel | EXACT_COLOUR, threads=1
+        )
+    except FFmpegError as error:  # the bound of FFmpeg, which is one of sides too
+        raise _too_long(path, picture, f"{wanted}: {error.strerror}") from None
     scaled = exact.to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
     cropped = scaled[top : top + height, left : left + width]
     return np.ascontiguousarray(np.rot90(cropped, frame.quarter_turns))
+
+
+def _too_long(path: str | Path, picture: VideoFrame, reason: str) -> VideoError:
+    return VideoError(
+        f"expected frames that can be scaled to cover the size asked for; {path} is {picture.width}x{picture.height} "
+        f"({reason}); crop it, or choose a smaller size or one more like its own"
+    )

@@ -6,7 +6,7 @@ torch, numpy and PyAV only, so that training can use it.
 
 from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.detector import DetectedObject, DetectedScene, Judgement, detect, judge
-from vidgen.eval.frechet import Moments, frechet_distance
+from vidgen.eval.frechet import frechet_distance
 from vidgen.eval.interval import Interval, wilson_interval
 from vidgen.eval.mean_discrepancy import kernel_distance
 from vidgen.eval.metric import Metric, merge_across_ranks
@@ -32,7 +32,6 @@ __all__ = [
     "Judgement",
     "LpipsDistance",
     "Metric",
-    "Moments",
     "MsSsim",
     "PerceptualScore",
     "PooledPsnr",

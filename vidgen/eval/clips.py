@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from vidgen.data import VideoError, VideoInfo, find_videos, iter_frames, to_tensor
 from vidgen.data.decode import image_files, open_video
 from vidgen.data.video import choose_frames
+from vidgen.eval.preprocess import short_side_size
 from vidgen.eval.protocol import ClipRule, Preprocess, ReconstructionProtocol
-from vidgen.eval.ranks import gathered, share
+from vidgen.eval.ranks import gathered, of_this_process
 
 CHUNK_FRAMES = 16
 LOSSLESS = frozenset({"ffv1", "rawvideo", "images", "png", "huffyuv", "utvideo", "gif"})
@@ -99,7 +100,7 @@ def clips_for_protocol(
             that only feature networks take.
     """
     _check_readable(protocol)
-    checked = gathered([_checked(name, path, protocol) for name, path in share(list(files.items()))])
+    checked = gathered([_checked(name, path, protocol) for name, path in of_this_process(list(files.items()))])
     order = {name: place for place, name in enumerate(files)}
     usable, excluded, seen = [], [], {}
     for one in sorted(checked, key=lambda one: order[one.clip if isinstance(one, Exclusion) else one.name]):
@@ -209,5 +210,4 @@ def target_size(preprocess: Preprocess, height: int, width: int) -> tuple[int, i
     resize = preprocess.resizes[-1]
     if resize.fit != "short-side":
         return resize.height, resize.width
-    scale = resize.height / min(height, width)
-    return round(height * scale), round(width * scale)
+    return short_side_size(height, width, side=resize.height)

@@ -23,7 +23,7 @@ from vidgen.eval.features import FeatureSet, joined
 from vidgen.eval.precision import without_tf32
 from vidgen.eval.preprocess import clip_span, clip_starts, preprocess
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess
-from vidgen.eval.ranks import gathered, share
+from vidgen.eval.ranks import gathered, of_this_process
 from vidgen.eval.video_survey import Survey, SurveyedVideo, without
 
 CHUNK_FRAMES = 16
@@ -88,7 +88,9 @@ def examine(
     while candidates and len(rows) < wanted:
         missing = wanted - len(rows)
         tried, candidates = candidates[:missing], candidates[missing:]
-        for name, found in gathered([(one.name, _rows_of(one, extractor, protocol, known)) for one in share(tried)]):
+        for name, found in gathered(
+            [(one.name, _rows_of(one, extractor, protocol, known)) for one in of_this_process(tried)]
+        ):
             if isinstance(found, int) and found:
                 rows[name] = found
             elif isinstance(found, int):
@@ -158,7 +160,7 @@ def extract_features(
     while candidates and found.num_videos < wanted:
         missing = wanted - found.num_videos
         tried, candidates = candidates[:missing], candidates[missing:]
-        rows, names, left_out = work.run(share(tried))
+        rows, names, left_out = work.run(of_this_process(tried))
         found = joined([found, *gathered([FeatureSet(rows, names, conditions)])])
         dropped |= dict(gathered(list(left_out.items())))
         say(f"{found.num_videos} of {wanted} videos of {videos.root} ({work.read} read from the cache)")

@@ -7,45 +7,9 @@ cancels: fewer samples than features, and features that depend on each other, ar
 """
 
 import math
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Number, mean and scatter of samples that came in parts; adding moments is exact up to float64 rounding."""
-
-    count: int
-    mean: Tensor  # d float64
-    scatter: Tensor  # d d float64: sum of the outer products of the centred samples
-
-    @classmethod
-    def of(cls, features: Tensor) -> Self:
-        """Of ``n d`` features, n of at least 1."""
-        features = checked_features(features, name="features", least=1)
-        mean = features.mean(dim=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Moments of both sets together (Chan, Golub and LeVeque 1979)."""
-        check_same_network(self.mean, other.mean)
-        count = self.count + other.count
-        step = other.mean - self.mean
-        between = torch.outer(step, step) * (self.count * other.count / count)
-        return Moments(count, self.mean + step * (other.count / count), self.scatter + other.scatter + between)
-
-    def covariance(self, *, ddof: int = 1) -> Tensor:
-        """``d d``, scatter over count - ddof."""
-        return self.scatter / _degrees(self.count, ddof)
-
-    def factor(self, *, ddof: int) -> Tensor:
-        """A with A^T A = covariance, from its eigenvectors; directions without variance get zero rows."""
-        values, vectors = torch.linalg.eigh(self.covariance(ddof=ddof))
-        return values.clamp(min=0).sqrt()[:, None] * vectors.T
 
 
 def frechet_distance(real: Tensor, fake: Tensor, *, ddof: int = 1) -> float:
@@ -63,15 +27,6 @@ def frechet_distance(real: Tensor, fake: Tensor, *, ddof: int = 1) -> float:
     return _distance(
         real.mean(dim=0), _sample_factor(real, ddof=ddof), fake.mean(dim=0), _sample_factor(fake, ddof=ddof)
     )
-
-
-def frechet_distance_of_moments(real: Moments, fake: Moments, *, ddof: int = 1) -> float:
-    """The same from moments, where the features were not kept. ValueError as `frechet_distance`.
-
-    A covariance holds small variances at half the digits of the samples: expect 1e-8 of the trace, not 1e-14.
-    """
-    check_same_network(real.mean, fake.mean)
-    return _distance(real.mean, real.factor(ddof=ddof), fake.mean, fake.factor(ddof=ddof))
 
 
 def _distance(real_mean: Tensor, real_factor: Tensor, fake_mean: Tensor, fake_factor: Tensor) -> float:

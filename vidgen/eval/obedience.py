@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections import defaultdict
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from vidgen.data.shapes import HELD_OUT_PAIRS, TRAINED_PAIRS, Scene, sample_scene
 from vidgen.eval.detector import ATTRIBUTES, compare, detect
 from vidgen.eval.interval import share
-from vidgen.eval.report import environment_stamp, write_json
+from vidgen.eval.report import environment_stamp
 
 
 class TextToVideo(Protocol):
@@ -139,11 +138,6 @@ def evaluate_obedience(
             for scene, found, one in zip(scenes, seen, judged, strict=True)
         ],
     }
-
-
-def write_obedience(path: str | Path, result: dict[str, Any]) -> None:
-    """Write a result of ``evaluate_obedience`` as JSON."""
-    write_json(path, result)
 
 
 def videos_of(frames: Tensor) -> list[Tensor]:

@@ -12,6 +12,7 @@ Both map two videos ``b 3 t h w`` in [-1, 1] to one distance per frame, ``b t``,
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -222,3 +223,20 @@ def lpips_file_wanted(net: LpipsNet) -> str:
 def why_lpips_is_missing(net: LpipsNet) -> str:
     """The reason shown in place of an LPIPS number when no trunk file was given."""
     return f"not computed: needs {lpips_file_wanted(net)}; give its path (--lpips-weights {net}=FILE)"
+
+
+def distances_from_files(
+    squeezenet: str | Path | None, lpips: Iterable[tuple[LpipsNet, str | Path]], *, spatial: bool = False
+) -> list[FrameDistance]:
+    """The distances whose weights lie in these files.
+
+    Args:
+        squeezenet: ImageNet SqueezeNet 1.0, or None.
+        lpips: backbones with their files, one distance each; `spatial` as in `LpipsDistance`.
+
+    Raises:
+        ValueError: a file that is not there, or holds other weights.
+    """
+    found: list[FrameDistance] = [] if squeezenet is None else [SqueezeNetDistance.from_file(squeezenet)]
+    found += [LpipsDistance.from_file(file, net=net, spatial=spatial) for net, file in lpips]
+    return found

@@ -41,8 +41,8 @@ def clip_span(rule: ClipRule) -> int | None:
     return rule.max_frames if rule.frames is None else (rule.frames - 1) * rule.stride + 1
 
 
-def to_levels(video: Tensor, quantise: Quantise) -> Tensor:
-    """uint8, or floats in [-1, 1] -> float32 levels 0…255, rounded as `quantise` says.
+def checked_levels(video: Tensor, quantise: Quantise) -> Tensor:
+    """uint8, or floats in [-1, 1] -> float32 levels 0…255, rounded as `quantise` says; nothing is clipped unseen.
 
     Raises:
         ValueError: floats outside [-1, 1], NaN, another type of number.
@@ -72,7 +72,7 @@ def preprocess(video: Tensor, steps: Preprocess) -> Tensor:
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"expected a video `b 3 t h w`, got {tuple(video.shape)}")
     batch = len(video)
-    frames = rearrange(to_levels(video, steps.quantise), "b c t h w -> (b t) c h w")
+    frames = rearrange(checked_levels(video, steps.quantise), "b c t h w -> (b t) c h w")
     for resize in steps.resizes:
         frames = resized(frames, resize)
     low, high = steps.value_range
@@ -95,10 +95,15 @@ def _scaled_size(height: int, width: int, resize: Resize) -> tuple[int, int]:
     if resize.fit == "squash":
         return resize.height, resize.width
     if resize.fit == "short-side":
-        scale = Fraction(resize.height, min(height, width))
-    else:
-        scale = max(Fraction(resize.height, height), Fraction(resize.width, width))
+        return short_side_size(height, width, side=resize.height)
+    scale = max(Fraction(resize.height, height), Fraction(resize.width, width))
     return math.ceil(height * scale), math.ceil(width * scale)
+
+
+def short_side_size(height: int, width: int, *, side: int) -> tuple[int, int]:
+    """Height and width of a frame whose shorter side becomes `side`; the longer one to the nearest pixel."""
+    scale = side / min(height, width)
+    return round(height * scale), round(width * scale)
 
 
 def _torch_bilinear(frames: Tensor, height: int, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 Kernel = Literal["torch-bilinear", "torch-bilinear-antialias", "tf1-bilinear", "pil-bicubic", "swscale"]
 # squash: both sides scaled to the target; cover: scaled until both sides cover it, then cropped at the centre;
-# short-side: the shorter side scaled to `height`, nothing cropped.
+# short-side: the shorter side scaled to `height` (`preprocess.short_side_size`), nothing cropped.
 Fit = Literal["squash", "cover", "short-side"]
 Quantise = Literal["round", "floor", "none"]
 

@@ -11,18 +11,24 @@ from torch import distributed
 Item = TypeVar("Item")
 
 
+def check_launch() -> None:
+    """ValueError for `accelerate launch --cpu --num_processes 2`, which starts one process only and does not say so."""
+    launched_for_many = "MASTER_ADDR" in os.environ and "ACCELERATE_USE_CPU" in os.environ
+    if launched_for_many and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; use "
+            "`accelerate launch --multi_gpu --num_processes 2 … --device cpu`, which also works without GPUs"
+        )
+
+
 def join_launch(device: torch.device) -> torch.device:
     """Join the processes of `accelerate launch`, if this is one of them; returns the device that this one computes on.
 
     Raises:
-        ValueError: `accelerate launch --cpu --num_processes 2`, which starts one process only.
+        ValueError: a launch of one process in place of many (`check_launch`).
     """
+    check_launch()
     if "WORLD_SIZE" not in os.environ:
-        if "MASTER_ADDR" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
-            raise ValueError(
-                "accelerate launch --cpu starts one process, whatever --num_processes says; use "
-                "`accelerate launch --multi_gpu --num_processes 2 … --device cpu`, which also works without GPUs"
-            )
         return device
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
@@ -36,7 +42,7 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
+def of_this_process(items: Sequence[Item]) -> Sequence[Item]:
     """The items that this process works on; every item belongs to exactly one process."""
     return items[rank() :: distributed.get_world_size()] if distributed.is_initialized() else items
 

@@ -22,7 +22,7 @@ from vidgen.eval.pixels import MISTAKEN_RANGE, check_range
 from vidgen.eval.protocol import ReconstructionProtocol
 from vidgen.eval.protocols import get_protocol
 from vidgen.eval.psnr import PhaseMean, WorstFrames
-from vidgen.eval.ranks import gathered, share
+from vidgen.eval.ranks import gathered, of_this_process
 from vidgen.eval.recon_report import ReconstructionReport, SubjectResult
 from vidgen.eval.reconstruction import scores_for
 from vidgen.eval.report import environment_stamp, peak_memory_megabytes, record_stamp, reset_peak_memory
@@ -166,7 +166,7 @@ class Scorer:
         cost = subject.cost(clips[0])
         reset_peak_memory(subject.device)
         done, unscorable = [], []
-        for clip in share(clips):
+        for clip in of_this_process(clips):
             record = known.get((clip.name, clip.sha256))
             if record is None:
                 if on_clip is not None:

@@ -21,7 +21,7 @@ from vidgen.eval.clips import LOSSLESS, Clip, Exclusion, content_sha256, target_
 from vidgen.eval.codebook import CodebookUsage
 from vidgen.eval.flops import count_flops
 from vidgen.eval.protocol import ReconstructionProtocol
-from vidgen.eval.ranks import gathered, share
+from vidgen.eval.ranks import gathered, of_this_process
 from vidgen.latents import Latents
 from vidgen.nn.fingerprint import weights_sha256
 from vidgen.tokenizers.base import Tokenizer
@@ -187,7 +187,7 @@ class FolderSubject(Subject):
 
     def check(self, clips: Sequence[Clip]) -> list[Exclusion]:
         """Decodes every reconstruction to its end; the processes of a launch share them."""
-        wrong = [(clip.name, self._why_unlike(clip)) for clip in share(clips)]
+        wrong = [(clip.name, self._why_unlike(clip)) for clip in of_this_process(clips)]
         return [Exclusion(name, reason) for name, reason in gathered(wrong) if reason is not None]
 
     def _why_unlike(self, clip: Clip) -> str | None:

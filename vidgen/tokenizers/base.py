@@ -41,6 +41,11 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
     latent_std: Tensor
     learns_hidden_frames: ClassVar[bool] = True
     """Whether it can be trained to give back frames that it was not shown (`frame_masking`)."""
+    token_parts: tuple[str, ...] = ()
+    """Names of all modules and weights that make tokens of a video; the others only make a video of tokens."""
+    reach: tuple[int | None, int | None] = (None, None)
+    """How many pixels beyond a token `encode` looks, and how many beyond a token it changes in `decode`, on every side;
+    None where that may be the whole frame."""
 
     def register_statistics(self, channels: int) -> None:
         self.register_buffer("latent_mean", torch.zeros(channels))

@@ -26,8 +26,6 @@ class BlockwiseTokenizer(Tokenizer):
         causal: features of a frame never depend on later ones.
         bottleneck: between the features and the pixels.
         squared_weight: of the squared error beside the absolute one.
-        reach: how many pixels beyond a token its features look, and how many pixels beyond a token it changes, on every
-            side; None if both may be whole frames.
     """
 
     stride: VideoSize
@@ -36,7 +34,6 @@ class BlockwiseTokenizer(Tokenizer):
     causal: bool = True
     bottleneck: Bottleneck
     squared_weight: float
-    reach: tuple[int, int] | None = None
 
     @abstractmethod
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:

@@ -160,6 +160,8 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
         block: "residual", or "inverted" for mobile inverted bottlenecks.
     """
 
+    token_parts = ("encoder", "bottleneck")
+
     @register_to_config
     def __init__(
         self,

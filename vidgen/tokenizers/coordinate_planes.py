@@ -80,6 +80,9 @@ class CoordinatePlanesTokenizer(WholeClipTokenizer, ConfigMixin):
         squared_weight: of the squared error beside the absolute one in training.
     """
 
+    learns_hidden_frames = False  # a critic judges a few frames of a clip, not those that were hidden
+    token_parts = ("to_patches", "plane_query", "encoder", "to_features", "bottlenecks")
+
     @register_to_config
     def __init__(
         self,

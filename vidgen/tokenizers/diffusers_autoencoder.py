@@ -1,14 +1,18 @@
 """The public video autoencoders of diffusers as tokenizers: any length and size, and honest about what streams."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from accelerate import init_empty_weights
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from vidgen.bottlenecks import Bottleneck, build_bottleneck
 from vidgen.latents import Latents
@@ -45,6 +49,9 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.squared_weight = squared_weight
         self.autoencoder: Any = getattr(diffusers, name).from_config(autoencoder_config)
         self.family = FAMILIES[name](self.autoencoder)
+        modules = dict(self.autoencoder.named_children())
+        encoding = [f"autoencoder.{part}" for part in ("encoder", "quant_conv") if part in modules]
+        self.token_parts = (*encoding, "bottleneck")
         self.stride = self.family.stride(self.autoencoder)
         self.block_frames, self.lone_first = self.family.block_frames, self.family.lone_first
         self.causal, self.bottleneck = self.family.causal, self.family.bottleneck()
@@ -69,11 +76,13 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
         return tokenizer.train(autoencoder.training)
 
     def features(self, video: Tensor, cache: StreamCache | None) -> Tensor:
-        moments = self.family.moments(self.autoencoder, video, {} if cache is None else cache.states)
+        with pooling_for(video):
+            moments = self.family.moments(self.autoencoder, video, {} if cache is None else cache.states)
         return moments[:, : self.bottleneck.in_channels]
 
     def pixels(self, vectors: Tensor, cache: StreamCache | None) -> Tensor:
-        return self.family.pixels(self.autoencoder, vectors, {} if cache is None else cache.states)
+        with pooling_for(vectors):
+            return self.family.pixels(self.autoencoder, vectors, {} if cache is None else cache.states)
 
     def last_layer(self, frames: int) -> Tensor:
         decoder = dict(self.autoencoder.decoder.named_children())
@@ -94,6 +103,24 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
                 f"{type(self.autoencoder).__name__} does not stream: {self.family.why_whole}; use encode and decode "
                 "on whole clips"
             )
+
+
+class PoolsInFloat(TorchFunctionMode):
+    """Inside, 3D average pooling runs in float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not F.avg_pool3d:
+            return func(*args, **(kwargs or {}))
+        pooled = func(args[0].float(), *args[1:], **(kwargs or {}))
+        return pooled.to(args[0].dtype)
+
+
+def pooling_for(x: Tensor) -> AbstractContextManager[Any]:
+    """What networks with 3D average pooling (Cosmos, VidTok) need for `x`: a CPU pools 16-bit numbers in some
+    memory layouts only."""
+    return PoolsInFloat() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else nullcontext()
 
 
 def another_bottleneck(kind: str, options: dict[str, Any] | None, *, instead_of: Bottleneck) -> Bottleneck:

@@ -103,6 +103,7 @@ class DiffusionDecoderTokenizer(WrappingTokenizer, ConfigMixin):
             )
         self.register_encoder(encoder_config, freeze=freeze_encoder)
         self.build_decoder()
+        self.reach = self.reach[0], None  # noise is drawn for whole frames, and a tile would have another one
         self.block_frames, self.flow_weight = block_frames, flow_weight
 
     def build_decoder(self) -> None:

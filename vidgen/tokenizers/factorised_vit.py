@@ -56,6 +56,8 @@ class FactorisedViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         squared_weight: of the squared error beside the absolute one in training.
     """
 
+    token_parts = ("to_patches", "encoder_in_space", "encoder_in_time", "norm_features", "to_features", "bottleneck")
+
     @register_to_config
     def __init__(
         self,

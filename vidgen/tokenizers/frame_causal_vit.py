@@ -47,6 +47,8 @@ class FrameCausalViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         squared_weight: of the squared error beside the absolute one in training.
     """
 
+    token_parts = ("to_patches", "encoder", "to_features", "bottleneck")
+
     @register_to_config
     def __init__(
         self,

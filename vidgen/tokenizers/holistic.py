@@ -117,6 +117,8 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
             Components", section 3.2).
     """
 
+    token_parts = ("to_patches", "query", "encoder", "to_features", "bottlenecks")
+
     @register_to_config
     def __init__(
         self,

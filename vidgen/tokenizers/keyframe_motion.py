@@ -123,6 +123,7 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
     """
 
     learns_hidden_frames = False  # key frames are coded one by one, and motion is searched in what is seen
+    token_parts = ("to_patches", "encoder", "norm_features", "to_features", "bottlenecks")
 
     @register_to_config
     def __init__(
@@ -153,7 +154,7 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
         key = build_bottleneck(bottleneck_type, bottleneck_options or {})
         motion = MotionVectors(reach=reach, discrete=bool(key.codebooks))
         self.register_parts({"key": key, "motion": motion}, ("key", "motion"))
-        self.group, self.patch, self.block, self.reach = group, patch, block, reach
+        self.group, self.patch, self.block, self.longest = group, patch, block, reach
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.to_patches = PatchEmbedding((1, patch, patch), width, lone_first=False)
         self.encoder = InSpace(width, heads, windows=tuple(windows))
@@ -197,15 +198,15 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
         groups = rearrange(video, "b c (t g) h w -> g (b t) c h w", g=self.group)
         keys = repeat(groups[0], "b c h w -> (n b) c h w", n=self.group - 1)
         others = rearrange(groups[1:], "n b c h w -> (n b) c h w")
-        vectors = block_motion(keys, others, block=self.block, reach=self.reach)
+        vectors = block_motion(keys, others, block=self.block, reach=self.longest)
         vectors = rearrange(vectors, "(n b t) two h w -> b (n t h w) two", n=self.group - 1, b=len(video))
-        return vectors.to(video.dtype) / self.reach
+        return vectors.to(video.dtype) / self.longest
 
     def pixels(self, vectors: list[Tensor], size: VideoSize) -> Tensor:
         (t, h, w), (_, rows, columns) = self.spec.grid(size, 0), self.spec.grid(size, 1)
         x = self.decoder(rearrange(self.from_vectors(vectors[0]), "b (t h w) d -> b t h w d", t=t, h=h, w=w))
         keys = rearrange(self.to_pixels(self.norm_pixels(x)), "b c t h w -> (b t) c h w")[..., : size[1], : size[2]]
-        motion = whole_pixels(vectors[1], self.reach)
+        motion = whole_pixels(vectors[1], self.longest)
         motion = rearrange(motion, "b (n t h w) two -> (n b t) two h w", t=t, h=rows, w=columns)
         sources = repeat(keys, "b c h w -> (n b) c h w", n=self.group - 1)
         others = self.refiner(carried(sources, motion, block=self.block), sources)

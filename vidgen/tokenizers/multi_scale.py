@@ -140,6 +140,7 @@ class MultiScaleTokenizer(PartedTokenizer, BlockwiseTokenizer, ConfigMixin):
             raise ValueError(f"scales need a trunk with one grid of tokens, and {type(trunk).__name__} has none")
         trunk.bottleneck = ScalePyramid(trunk.bottleneck, scales=tuple(scales), dropout=dropout)
         self.trunk = trunk
+        self.token_parts = tuple(f"trunk.{part}" for part in trunk.token_parts)
         self.stride, self.block_frames, self.lone_first = trunk.stride, trunk.block_frames, trunk.lone_first
         self.causal, self.squared_weight = trunk.causal, trunk.squared_weight
         self.register_part_statistics([trunk.bottleneck.channels] * len(scales))

@@ -48,6 +48,8 @@ class PatchwiseTokenizer(BlockwiseTokenizer, ConfigMixin):
         squared_weight: of the squared error beside the absolute one in training.
     """
 
+    token_parts = ("encoder", "bottleneck")
+
     @register_to_config
     def __init__(
         self,

@@ -70,7 +70,9 @@ DEEP = {"stride": (8, 16, 16), "patch": 2, "widths": (96, 192, 384, 384), "depth
 # Pixel terms are means here and KL is a mean over tokens. VidTok and VidTwin sum pixels over a frame, and they and
 # OmniTokenizer sum KL over a clip: their weights are converted at 17×128×128 (VidTwin: 16×224×224) pixels, KL 1e-6
 # (VidTwin: 1e-3) times tokens a clip, all of VidTok's and VidTwin's over the numbers of a frame.
-VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 2, "decoder_depth": 3}
+# VidTok's blocks have four convolutions in space or in time, ours two, and its networks two blocks of full 3D ones in
+# the middle: at these depths both halves have as many weights as its halves, to 5 %.
+VIDTOK = {"stride": (4, 8, 8), "patch": 1, "widths": (128, 256, 512, 512), "depth": 8, "decoder_depth": 12}
 COSMOS = {"front": "haar", "patch": 4, "patch_frames": 4, "depth": 2, "decoder_depth": 3}
 EPSILON = {
     "_class_name": "CausalConvTokenizer",
@@ -345,7 +347,13 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         bottleneck_type="kl",
         bottleneck_options={"channels": 16, "weight": 6.5e-9},
         small_widths=5,
-        **{**VIDTOK, "stride": (4, 16, 16), "widths": (128, 256, 512, 512, 512)},
+        **{
+            **VIDTOK,
+            "stride": (4, 16, 16),
+            "widths": (128, 256, 512, 512, 512),
+            "depth": 7,
+            "decoder_depth": 10,
+        },
     ),
     "wf-vae": causal_conv(
         "16 real channels at 4×8×8 from the bands of a Haar wavelet (WF-VAE's kind)",
@@ -521,8 +529,18 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
     "coordtok": TokenizerPreset(
         about="three planes of 8 real channels, 1,280 tokens for 128×128×128 pixels (CoordTok)",
         model=CoordinatePlanesTokenizer,
-        config={"bottleneck_type": "ae", "bottleneck_options": {"channels": 8}},
+        # Its widths and patches; 40 joint layers for its 8 over patches and 24 that queries look at them from.
+        config={
+            "bottleneck_type": "ae",
+            "bottleneck_options": {"channels": 8},
+            "patch": (8, 16, 16),
+            "width": 1024,
+            "heads": 16,
+            "encoder_layers": 40,
+            "decoder_layers": 24,
+        },
         small={
+            "patch": (8, 8, 8),
             "width": 32,
             "heads": 2,
             "encoder_layers": 1,

@@ -80,6 +80,11 @@ class StructureDynamicsTokenizer(WholeClipTokenizer, ConfigMixin):
         squared_weight: of the squared error beside the absolute one in training.
     """
 
+    token_parts = (
+        *("to_patches", "encoder", "structure_query", "gather", "to_structure"),
+        *("to_dynamics", "to_rows", "to_columns", "bottlenecks"),
+    )
+
     @register_to_config
     def __init__(
         self,

@@ -1,12 +1,13 @@
 """Large frames tile by tile: equal to one piece where the trunk is local, at a halo that is known beforehand.
 
 A tile reads a halo around what it gives, and only what it gives is kept: nothing is blended. With a halo as wide as the
-receptive field, tiled and untiled results are equal up to rounding. A trunk that sees whole frames has no such halo:
-its tiles are approximate, and `tiling_error` says how far off.
+receptive field (`Tokenizer.reach`, for each half), tiled and untiled results are equal up to rounding. A trunk that
+sees whole frames has no such halo: its tiles are approximate, and `tiling_error` says how far off.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from vidgen.latents import Latents, VideoSize
 from vidgen.tokenizers.base import Tokenizer, check_pixels
-from vidgen.tokenizers.blockwise import BlockwiseTokenizer
+
+Half = Literal["encode", "decode"]
+HALVES: tuple[Half, Half] = ("encode", "decode")
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,16 @@ def encode_tiled(tokenizer: Tokenizer, video: Tensor, *, tile: int, halo: int | 
         halo: pixels around it that it only reads, such a multiple too; None = the receptive field, which is exact.
 
     Raises:
-        ValueError: sizes that do not divide, or no halo given for a trunk that sees whole frames.
+        ValueError: sizes that do not divide, or no halo given for a tokenizer whose encoding depends on whole frames.
     """
     check_pixels(video)
-    encoder_halo, _ = halos(tokenizer, tile=tile, halo=halo)
+    around = halo_of(tokenizer, "encode", tile=tile, halo=halo)
     _, down, across = tokenizer.spec.parts[0].stride
     size: VideoSize = (video.shape[2], video.shape[3], video.shape[4])
     grid = tokenizer.spec.grid(size)
     tokens = video.new_empty(video.shape[0], *grid, tokenizer.spec.channels, dtype=tokenizer.dtype)
     ids = tokens.new_empty(*tokens.shape[:4], tokenizer.spec.num_codebooks, dtype=torch.long)
-    for y, x in tiles(size, tile=tile, halo=encoder_halo):
+    for y, x in tiles(size, tile=tile, halo=around):
         piece = tokenizer.encode(video[..., y.first : y.last, x.first : x.last])
         t, h, w = piece.spec.grid(piece.size)
         read = rearrange(piece.tokens, "b (t h w) c -> b t h w c", t=t, h=h, w=w)
@@ -93,14 +96,14 @@ def encode_tiled(tokenizer: Tokenizer, video: Tensor, *, tile: int, halo: int | 
 
 @torch.no_grad()
 def decode_tiled(tokenizer: Tokenizer, latents: Latents, *, tile: int, halo: int | None = None) -> Tensor:
-    """`tokenizer.decode(latents)` in tiles; arguments and errors as for `encode_tiled`."""
-    _, decoder_halo = halos(tokenizer, tile=tile, halo=halo)
+    """`tokenizer.decode(latents)` in tiles; arguments and errors as for `encode_tiled`, of decoding."""
+    around = halo_of(tokenizer, "decode", tile=tile, halo=halo)
     _, down, across = tokenizer.spec.parts[0].stride
     t, h, w = latents.spec.grid(latents.size)
     tokens = rearrange(latents.tokens, "b (t h w) c -> b t h w c", t=t, h=h, w=w)
     ids = None if latents.ids is None else rearrange(latents.ids, "b (t h w) q -> b t h w q", t=t, h=h, w=w)
     video = tokens.new_empty(len(latents), 3, *latents.size, dtype=tokenizer.dtype)
-    for y, x in tiles(latents.size, tile=tile, halo=decoder_halo):
+    for y, x in tiles(latents.size, tile=tile, halo=around):
         rows, columns = y.read(down), x.read(across)
         piece = replace(
             latents,
@@ -131,6 +134,12 @@ def tiling_error(tokenizer: Tokenizer, video: Tensor, *, tile: int, halo: int | 
 
 def halos(tokenizer: Tokenizer, *, tile: int, halo: int | None) -> tuple[int, int]:
     """Pixels that tiles read around themselves in encoding and in decoding."""
+    encode, decode = (halo_of(tokenizer, half, tile=tile, halo=halo) for half in HALVES)
+    return encode, decode
+
+
+def halo_of(tokenizer: Tokenizer, half: Half, *, tile: int, halo: int | None) -> int:
+    """Pixels that tiles read around themselves in one half of the tokenizer."""
     if not tokenizer.spec.is_grid:
         raise ValueError(f"only tokens in one grid can be tiled; {type(tokenizer).__name__} has other ones")
     _, down, across = tokenizer.spec.parts[0].stride
@@ -139,15 +148,15 @@ def halos(tokenizer: Tokenizer, *, tile: int, halo: int | None) -> tuple[int, in
             f"tile and halo must be multiples of the {down}x{across} pixels of a token, got tile {tile} and halo {halo}"
         )
     if halo is not None:
-        return halo, halo
-    reach = tokenizer.reach if isinstance(tokenizer, BlockwiseTokenizer) else None
+        return halo
+    reach = tokenizer.reach[HALVES.index(half)]
     if reach is None:
         raise ValueError(
-            f"{type(tokenizer).__name__} sees whole frames, so that tiles of it are approximate; give a halo in pixels "
-            "to tile all the same, and measure with tiling_error how far off the result is"
+            f"{type(tokenizer).__name__}.{half} may depend on whole frames, so that tiles of it are approximate; give "
+            "a halo in pixels to tile all the same, and measure with tiling_error how far off the result is"
         )
     unit = max(down, across)  # powers of two
-    return -(-reach[0] // unit) * unit, -(-reach[1] // unit) * unit
+    return -(-reach // unit) * unit
 
 
 def tiles(size: VideoSize, *, tile: int, halo: int) -> Iterator[tuple[Span, Span]]:

@@ -54,6 +54,7 @@ class TubeletViTTokenizer(BlockwiseTokenizer, ConfigMixin):
 
     lone_first = False
     causal = False  # the frames of a block see each other
+    token_parts = ("to_patches", "encoder_transformer", "to_features", "bottleneck")
 
     @register_to_config
     def __init__(

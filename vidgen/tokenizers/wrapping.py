@@ -28,6 +28,8 @@ class WrappingTokenizer(Tokenizer):
     def register_encoder(self, encoder_config: dict[str, Any], *, freeze: bool) -> None:
         """A fresh `encoder` by its configuration, with its class as `_class_name`; ValueError for an unknown class."""
         self.encoder = configured(encoder_config, option="encoder_config")
+        self.reach = self.encoder.reach
+        self.token_parts = tuple(f"encoder.{part}" for part in self.encoder.token_parts)
         self.freeze_encoder = freeze
         self.encoder.requires_grad_(not freeze)
 

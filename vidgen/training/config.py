@@ -150,7 +150,8 @@ class Run:
     init_from: str | None = None
     """Start from the weights of this model (folder or built-in name) in place of fresh ones."""
     freeze: tuple[str, ...] = ()
-    """Parameters whose name starts so stay as they are, e.g. `encoder`."""
+    """Parameters whose name starts so stay as they are, e.g. `encoder`; for a tokenizer `tokens` is all that makes them
+    (with --no-fit-statistics, which are part of them)."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
     workers: int = 0

@@ -1,5 +1,6 @@
 """What judges reconstructions while a tokenizer trains: pixels, perceptual distance, discriminators."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -156,6 +157,7 @@ class DiscriminatorStep(nn.Module):
         r1_weight, r1_every: gradient penalty, taken at every so manieth step and so many times heavier there
             (StyleGAN2's lazy regularisation); weight 0 for none.
         lecam_weight: 0 for none.
+        names: of the judges in the log where there are several, their numbers by default.
     """
 
     updates: Tensor
@@ -168,18 +170,22 @@ class DiscriminatorStep(nn.Module):
         r1_weight: float = 0.0,
         r1_every: int = 16,
         lecam_weight: float = 0.0,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.panel, self.game = panel, GAMES[loss]
+        several = len(panel.judges) > 1  # summed, a judge that has won would hide behind another that has not
+        self.terms = [f"discriminator.{name}" for name in names or range(len(panel.judges))]
+        self.terms = self.terms if several else ["discriminator"]
         self.r1_weight, self.r1_every, self.lecam_weight = r1_weight, r1_every, lecam_weight
         self.lecam = nn.ModuleList(LeCam() for _ in panel.judges) if lecam_weight > 0 else None
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def forward(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """Terms for videos `b 3 t h w`; `fake` must be detached."""
+        """Terms for videos `b 3 t h w`, of each judge its own; `fake` must be detached."""
         batch = real.shape[0]
         logits = [features[-1].split(batch) for features in self.panel(torch.cat([real, fake.to(real.dtype)]))]
-        terms = {"discriminator": torch.stack([self.game.discriminator(*pair) for pair in logits]).sum()}
+        terms = {name: self.game.discriminator(*pair) for name, pair in zip(self.terms, logits, strict=True)}
         if self.lecam is not None:
             kept = [lecam(*pair) for lecam, pair in zip(self.lecam, logits)]
             terms["discriminator_lecam"] = self.lecam_weight * torch.stack(kept).sum()

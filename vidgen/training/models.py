@@ -1,6 +1,7 @@
 """Where a run gets its untrained models: presets by name, or the weights of an earlier model of the same kind."""
 
 import difflib
+import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from vidgen.tokenizers import Tokenizer, WrappingTokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 from vidgen.training.changed_options import changed_options
 from vidgen.training.clips import class_names
-from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, LatentRun, MatcherRun, TokenizerRun
+from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, LatentRun, MatcherRun, Run, TokenizerRun
 
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_TRAINING = (  # whatever they are, the same weights fit
@@ -125,6 +126,31 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     return pipeline
 
 
+def network_options(run: Run) -> dict[str, Any] | None:
+    """Constructor arguments of a run's network with their defaults, but for what its parts decide (`latent_spec`…) and
+    what only training asks (`OF_TRAINING`); `None` for a preset of no known name, whose network the caller brings.
+
+    Raises:
+        ValueError: a `--set` that the network does not take.
+    """
+    presets: dict[type[Run], dict[str, Any]] = {
+        TokenizerRun: TOKENIZER_PRESETS,
+        GeneratorRun: PIPELINE_PRESETS,
+        MatcherRun: MATCHER_PRESETS,
+    }
+    preset = next(
+        (named[run.preset] for kind, named in presets.items() if isinstance(run, kind) and run.preset in named), None
+    )
+    if preset is None:
+        return None
+    preset = preset.tiny() if run.tiny else preset
+    network = preset.generator if isinstance(run, GeneratorRun) else preset.model
+    arguments = inspect.signature(network).parameters.values()
+    defaults = {argument.name: argument.default for argument in arguments if argument.default is not argument.empty}
+    options = {**defaults, **preset.config, **changed_options(network, run.changed)}
+    return {name: plain(value) for name, value in options.items() if name not in OF_TRAINING}
+
+
 def run_file(source: str | Path) -> Path | None:
     """The `run.json` of a built-in model, a run folder or a model in one; `None` where there is none."""
     folders = (BUILT_IN / source, Path(source), Path(source).parent)
@@ -173,7 +199,8 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
         of_tokens = (*of_tokens, "stride", "token_patch")
     weights = earlier.state_dict()
     if "layers" in differing and hasattr(model, "transformer_blocks") and model.config.layers > earlier.config.layers:
-        weights = deepened(weights, earlier.config.layers, model.config.layers)
+        behind = earlier.config.get("single_layers", 0)
+        weights = deepened(weights, earlier.config.layers, model.config.layers, behind=behind)
         differing.remove("layers")
     for name in differing:
         if not name.startswith(of_tokens):
@@ -192,22 +219,30 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     model.load_state_dict(weights, strict=not differing)
 
 
-def deepened(weights: dict[str, Tensor], before: int, after: int) -> dict[str, Tensor]:
+def deepened(weights: dict[str, Tensor], before: int, after: int, *, behind: int = 0) -> dict[str, Tensor]:
     """Weights of a transformer of `before` blocks as those of one of `after` blocks that computes the same.
 
     The new blocks come last. They are copies of the first ones whose outputs are zero (Wu et al., LLaMA Pro, arXiv
     2401.02415, section 3.1), so that training starts where it was and moves all of them.
+
+    Args:
+        behind: blocks of another kind that follow in the same list (Flux's single stream); they follow the new ones.
     """
-    deeper = dict(weights)
+    deeper = {}
     for name, tensor in weights.items():
         blocks, _, rest = name.partition(".")
-        if blocks != "transformer_blocks":
-            continue
         number, _, inner = rest.partition(".")
-        for new in range(before, after):
-            if new % before == int(number):
-                silent = "to_out." in inner
-                deeper[f"{blocks}.{new}.{inner}"] = torch.zeros_like(tensor) if silent else tensor.clone()
+        if blocks != "transformer_blocks":
+            deeper[name] = tensor
+        elif int(number) >= before:
+            assert int(number) < before + behind
+            deeper[f"{blocks}.{int(number) + after - before}.{inner}"] = tensor
+        else:
+            deeper[name] = tensor
+            for new in range(before, after):
+                if new % before == int(number):
+                    silent = "to_out." in inner
+                    deeper[f"{blocks}.{new}.{inner}"] = torch.zeros_like(tensor) if silent else tensor.clone()
     return deeper
 
 

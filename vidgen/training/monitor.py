@@ -54,11 +54,18 @@ def codebook_collapsed(scalars: dict[str, float]) -> str | None:
 
 
 def discriminator_has_won(scalars: dict[str, float]) -> str | None:
-    if scalars.get("discriminator", 1.0) >= 0.05:
+    """Of several judges, `discriminator.NAME` each, the one with the smallest loss."""
+    verdicts = {
+        name: loss for name, loss in scalars.items() if name == "discriminator" or name.startswith("discriminator.")
+    }
+    winner = min(verdicts, key=lambda name: verdicts[name], default=None)
+    if winner is None or verdicts[winner] >= 0.05:
         return None
+    _, _, name = winner.partition(".")
+    judge = f"the discriminator of {name}" if name else "the discriminator"
     return (
-        f"the discriminator has won (its loss is {scalars['discriminator']:.3f}): it tells the tokenizer nothing any "
-        "more; lower its learning rate or --adversarial-weight, start it later (--discriminator-start) or hold it back "
+        f"{judge} has won (its loss is {verdicts[winner]:.3f}): it tells the tokenizer nothing any more; lower its "
+        "learning rate or --adversarial-weight, start it later (--discriminator-start) or hold it back "
         "(--r1-weight 10, --lecam-weight 0.001)"
     )
 
@@ -67,23 +74,37 @@ def discriminator_has_won(scalars: dict[str, float]) -> str | None:
 class TrainingMonitor:
     """Looks at the scalars of each log entry and says what has stayed wrong for `patience` entries, once each time.
 
+    The last entry of a run is judged by all before it, so that short runs are told too: what was wrong in the last
+    `patience` entries, or in all of them where there were fewer.
+
     Args:
-        first_step: earlier steps count nothing: every codebook begins small.
+        first_step: earlier steps count for the last entry alone: every codebook begins small.
     """
 
     first_step: int = 500
     patience: int = 5
     rules: tuple[Callable[[dict[str, float]], str | None], ...] = (codebook_collapsed, discriminator_has_won)
     counts: dict[int, int] = field(default_factory=dict)
+    streaks: dict[int, int] = field(default_factory=dict)
+    entries: int = 0
 
-    def observe(self, step: int, scalars: dict[str, float]) -> list[str]:
-        """Warnings to show at a step."""
-        if step < self.first_step:
-            return []
+    def observe(self, step: int, scalars: dict[str, float], *, last: bool = False) -> list[str]:
+        """Warnings to show at a step.
+
+        Args:
+            last: no entry follows.
+        """
+        self.entries += 1
         warnings = []
         for number, rule in enumerate(self.rules):
             message = rule(scalars)
-            self.counts[number] = 0 if message is None else self.counts.get(number, 0) + 1
-            if message is not None and self.counts[number] == self.patience:
+            if message is None:
+                self.counts[number] = self.streaks[number] = 0
+                continue
+            self.streaks[number] = self.streaks.get(number, 0) + 1
+            self.counts[number] = self.counts.get(number, 0) + (step >= self.first_step)
+            said = self.counts[number] >= self.patience
+            long_enough = self.streaks[number] >= min(self.patience, self.entries)
+            if self.counts[number] == self.patience or (last and not said and long_enough):
                 warnings.append(f"warning at step {step}: {message}")
         return warnings

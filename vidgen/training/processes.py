@@ -1,11 +1,10 @@
 """Accelerate: one process or many, number format, device."""
 
-import os
-
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
+from vidgen.eval.ranks import check_launch
 from vidgen.training.amx import check_amx
 from vidgen.training.config import Run
 
@@ -16,12 +15,7 @@ def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator
     Raises:
         ValueError: the precision does not fit the device, or the launcher started fewer processes than it was told.
     """
-    launched_for_many = "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
-    if launched_for_many and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            "accelerate launch --cpu starts one process, whatever --num_processes says; use "
-            "`accelerate launch --multi_gpu --num_processes 2 … --device cpu`, which also works without GPUs"
-        )
+    check_launch()
     # An earlier run of this process may have had another precision, which accelerate would hold on to.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(

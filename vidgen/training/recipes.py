@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
     "vidtok-decoder": Recipe(
         about="VidTok's second stage: the decoder alone, on larger frames, from the first stage (--init-from)",
         data=square(256, fps=3.0),
-        values={**VIDTOK, "discriminator_start": 0, "freeze": ("encoder", "bottleneck"), "fit_statistics": False},
+        values={**VIDTOK, "discriminator_start": 0, "freeze": ("tokens",), "fit_statistics": False},
     ),
     "omnitokenizer-images": Recipe(
         about="OmniTokenizer's first stage (arXiv 2406.09399): single frames alone",

@@ -43,8 +43,8 @@ class TokenizerStep(TrainingStep):
         super().__init__()
         if frame_masking > 0 and not tokenizer.learns_hidden_frames:
             raise ValueError(
-                f"{type(tokenizer).__name__} gives back what it sees, grey frames too; set frame_masking to 0 (or, "
-                "around another tokenizer, train that one with it first)"
+                f"{type(tokenizer).__name__} is trained on what it sees or on pieces of a clip, never on hidden "
+                "frames; set frame_masking to 0 (or, around another tokenizer, train that one with it first)"
             )
         self.tokenizer = tokenizer
         self.critic, self.curriculum = critic, curriculum

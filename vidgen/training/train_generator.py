@@ -14,6 +14,7 @@ from vidgen.training.models import fresh_pipeline
 from vidgen.training.order import seed_of
 from vidgen.training.processes import build_accelerator
 from vidgen.training.trainer import Trainer
+from vidgen.training.unused_options import check_used
 
 INITIAL_WEIGHTS = 31
 
@@ -28,6 +29,7 @@ def train_generator(run: GeneratorRun, *, pipeline: VideoPipeline | None = None)
         ValueError: what the user can mend, in one line: unknown preset or tokenizer, unusable data, a run folder that
             is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
+    check_used(run)
     # Some weights rest: the text's last ones of MM-DiT, actions that nobody gives, known tokens where none are.
     accelerator = build_accelerator(run, finds_unused_parameters=True)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))

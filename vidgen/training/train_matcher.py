@@ -15,6 +15,7 @@ from vidgen.training.models import check_name, fresh_matcher, tokenizer_of
 from vidgen.training.order import seed_of
 from vidgen.training.processes import build_accelerator
 from vidgen.training.trainer import Trainer
+from vidgen.training.unused_options import check_used
 
 INITIAL_WEIGHTS = 41
 
@@ -26,6 +27,7 @@ def train_matcher(run: MatcherRun) -> Path:
         ValueError: what the user can mend, in one line: unknown preset or tokenizer, clips without captions, a run
             folder that is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
+    check_used(run)
     accelerator = build_accelerator(run, finds_unused_parameters=False)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     check_name(run.preset, MATCHER_PRESETS)

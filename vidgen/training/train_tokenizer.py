@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from vidgen.training.processes import build_accelerator
 from vidgen.training.recipes import with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
 from vidgen.training.trainer import Trainer
+from vidgen.training.unused_options import check_used
 
 INITIAL_WEIGHTS, INITIAL_DISCRIMINATOR = 21, 22
+TOKENS = "tokens"  # in `freeze`: all that makes them, whatever the tokenizer calls it
 
 
 def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, teacher: Teacher | None = None) -> Path:
@@ -42,9 +45,12 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, te
         ValueError: what the user can mend, in one line: unknown preset, unusable data, missing weights, a run folder
             that is taken, a loss that is no number (`TrainingDiverged`), a full disk (`CheckpointNotWritten`).
     """
-    run = with_recipe(run)
+    given, run = run, with_recipe(run)
+    notes = check_used(given, run)
     alone = run.image_share > 0 or run.images_until > 0  # layers in time rest while single frames are trained on
     accelerator = build_accelerator(run, finds_unused_parameters=alone)
+    for note in notes:
+        accelerator.print(note)
     torch.manual_seed(seed_of(run.seed, INITIAL_WEIGHTS))
     if tokenizer is None:
         tokenizer = fresh_tokenizer(run)
@@ -76,7 +82,7 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, te
             run, tokenizer, teacher, (clip.to(accelerator.device) for clip in StatisticsVideos(clips, 1))
         ),
     )
-    step.freeze(f"tokenizer.{prefix}" for prefix in run.freeze)
+    step.freeze(f"tokenizer.{prefix}" for prefix in frozen_parts(run, tokenizer))
     trainer = Trainer(
         run,
         accelerator=accelerator,
@@ -88,6 +94,26 @@ def train_tokenizer(run: TokenizerRun, *, tokenizer: Tokenizer | None = None, te
         opponent=opponent,
     )
     return trainer.fit()
+
+
+def frozen_parts(run: TokenizerRun, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What the run leaves as it is, by names within the tokenizer: `tokens` stands for its `token_parts`.
+
+    Raises:
+        ValueError: tokens are to stay and their statistics are not, or the tokenizer does not say what makes them.
+    """
+    if TOKENS not in run.freeze:
+        return run.freeze
+    if run.fit_statistics:
+        raise ValueError(
+            "tokens are standardised by the statistics, which are measured anew at export; to freeze tokens keep them "
+            "too (--no-fit-statistics)"
+        )
+    if not tokenizer.token_parts:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say which of its parts make tokens (token_parts); freeze them by name"
+        )
+    return (*(name for name in run.freeze if name != TOKENS), *tokenizer.token_parts)
 
 
 def build_critic(run: TokenizerRun) -> ReconstructionCritic | None:
@@ -116,8 +142,7 @@ def build_adversary(run: TokenizerRun) -> Adversary:
     if run.discriminator_kind == "transformer":
         judges = [TransformerDiscriminator(**size)]
     else:
-        axes = ("frames", "video") if run.discriminator_axes == "both" else (run.discriminator_axes,)
-        patches = [PatchDiscriminator(**size, axes=each) for each in axes]
+        patches = [PatchDiscriminator(**size, axes=each) for each in judged_axes(run)]
         for judge in patches:  # not after the thousands of steps before the first verdict
             judge.check_side(min(run.data.height, run.data.width, *run.sides))
         judges = [*patches]
@@ -132,9 +157,18 @@ def build_adversary(run: TokenizerRun) -> Adversary:
     )
 
 
+def judged_axes(run: TokenizerRun) -> tuple[Literal["frames", "video"], ...]:
+    """What each of the discriminators of patches looks at."""
+    return ("frames", "video") if run.discriminator_axes == "both" else (run.discriminator_axes,)
+
+
 def build_opponent(run: TokenizerRun, critic: ReconstructionCritic, panel: DiscriminatorPanel) -> Opponent:
     step = DiscriminatorStep(
-        panel, loss=run.adversarial_loss, r1_weight=run.r1_weight, lecam_weight=run.lecam_weight
+        panel,
+        loss=run.adversarial_loss,
+        r1_weight=run.r1_weight,
+        lecam_weight=run.lecam_weight,
+        names=judged_axes(run),
     ).to(next(panel.parameters()).device)
     return Opponent(critic, step, run.discriminator_optimiser, every=run.discriminator_every)
 

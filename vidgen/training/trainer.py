@@ -128,7 +128,7 @@ class Trainer:
                     scalars |= self.bare.measures()
                     self._log({f"train/{name}": value for name, value in scalars.items()}, step=done)
                     self._log({"train/learning_rate": rate, "train/clips_per_second": clips}, step=done)
-                    for warning in self.monitor.observe(done, scalars):
+                    for warning in self.monitor.observe(done, scalars, last=done == run.steps):
                         progress.say(warning)
                 if run.sample_every and (done % run.sample_every == 0 or done == run.steps):
                     self._show(done)
