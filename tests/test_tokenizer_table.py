@@ -169,10 +169,23 @@ def test_the_readme_says_which_rows_of_the_comparison_collapsed():
 def test_the_readme_says_that_codes_beside_wan_were_hardly_in_use():
     rows = [row for row in results("tokenizers_beside_wan.csv") if row["bottleneck"] == "fsq"]
     short = [row for row in rows if row["steps"] == "300"]
-    assert len(short) == 4 and {row["status"] for row in short} == {"collapsed"}
+    assert len(short) == 6 and {row["status"] for row in short} == {"collapsed"}
     low, *_, high = perplexities(short)
-    (longer,) = perplexities([row for row in rows if row not in short])
-    assert f"perplexity {low} to {high} out of 64,000 codes; after 1,200 steps {longer}" in README
+    least, *_, most = perplexities([row for row in rows if row not in short])
+    assert f"perplexity {low} to {high} out of 64,000 codes; after 1,200 steps {least} to {most}" in README
+
+
+def test_the_readme_has_the_contest_beside_wan_as_it_came_out():
+    rows = results("tokenizers_beside_wan.csv")
+    names = {"`base-kl`": "base", "Wan's trunk, KL": "wan-like", "`base-fsq`": "base", "Wan's trunk, FSQ": "wan-like"}
+    for shown, trunk in names.items():
+        bottleneck = "fsq" if "fsq" in shown.lower() else "kl"
+        for name in (f"{trunk}/{bottleneck}", f"{trunk}-longer/{bottleneck}"):
+            found = [float(row["psnr"]) for row in rows if row["name"] == name]
+            if found:
+                assert len(found) == 3
+                cell = f"{sum(found) / 3:.1f} dB ({min(found):.1f} to {max(found):.1f})"
+                assert any(line.startswith(f"| {shown} |") and cell in line for line in README.splitlines()), cell
 
 
 @pytest.mark.parametrize("name", SMALL)
