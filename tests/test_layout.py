@@ -159,7 +159,8 @@ def test_no_recipe_file_is_named_like_an_importable_module():
     """`python eval/lpips.py` puts eval/ first on the path: every `import lpips` would then find the recipe."""
     for path in recipe_files():
         found = importlib.util.find_spec(path.stem)
-        taken = found is not None and found.origin is not None and not Path(found.origin).is_relative_to(ROOT / "tests")
+        origin = None if found is None or found.origin is None else Path(found.origin)
+        taken = origin is not None and origin != path and not origin.is_relative_to(ROOT / "tests")
         assert not taken and path.stem not in sys.stdlib_module_names, f"{path} is named like an importable module"
 
 
