@@ -92,6 +92,12 @@ def test_the_noise_of_a_long_video_does_not_depend_on_the_others_of_its_call(fam
         assert distance(both[number : number + 1], alone) <= 1e-3
 
 
+@pytest.mark.parametrize("wrong", [5, [], [5]])
+def test_a_long_video_refuses_what_is_no_generator_as_a_call_does(wrong):
+    with pytest.raises(ValueError, match=r"generator is a torch.Generator or a list|one generator for each"):
+        long(pipeline(), generator=wrong)
+
+
 def test_one_given_video_goes_on_under_several_prompts():
     pipe, first = pipeline(), clip(frames=3, seed=3)
     both = long(pipe, prompt=[TEXT, STAR], num_frames=9, video=first, generator=[seed(0), seed(1)])

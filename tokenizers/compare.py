@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import tyro
+from real_clips import FAMILIES
 
 import vidgen
 from vidgen.data.pieces import DESCRIPTION, Cutting, cut_by_source
@@ -48,7 +49,6 @@ from vidgen.training.monitor import codebook_collapsed
 
 World = Literal["shapes", "real"]
 Contest = Literal["parts", "beside-wan"]
-FAMILIES = Path(__file__).with_name("families.json")
 PROTOCOL = ReconstructionProtocol(
     name="compare.v1",
     clip=ClipRule(),

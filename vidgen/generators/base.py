@@ -164,15 +164,15 @@ def rarity_weights(ids: Tensor, parts: Sequence[slice], strength: float) -> Tens
 
     Most tokens of a video repeat a still background; without weights they drown the few that carry the content.
     """
-    counts = torch.stack([torch.cat([occurrences(sample[part]) for part in parts]) for sample in ids])
-    weights = counts.float() ** -strength
+    batch, count, _ = ids.shape
+    owner = torch.empty(batch, count, 2, dtype=ids.dtype, device=ids.device)  # sample and part: counted apart, at once
+    owner[..., 0] = torch.arange(batch, device=ids.device)[:, None]
+    for number, part in enumerate(parts):
+        owner[:, part, 1] = number
+    rows = torch.cat([owner, ids], dim=2).flatten(0, 1)
+    _, which, occurrences = rows.unique(dim=0, return_inverse=True, return_counts=True)
+    weights = occurrences[which].view(batch, count).float() ** -strength
     return weights / weights.mean(dim=1, keepdim=True)
-
-
-def occurrences(ids: Tensor) -> Tensor:
-    """`n q -> n`: how often each row occurs."""
-    _, which, counts = ids.unique(dim=0, return_inverse=True, return_counts=True)
-    return counts[which]
 
 
 def distance_weights(tokens: Tensor, strength: float) -> Tensor:

@@ -87,8 +87,9 @@ class LongVideo:
         if recent is not None and shown > 0:
             yield recent[:, :, :shown]
         spans = windows(num_frames, window=window, overlap=overlap, given=given)
-        generator = arguments.pop("generator", None) or torch.default_generator
-        if not isinstance(generator, list):
+        generator = arguments.pop("generator", None)
+        generator = torch.default_generator if generator is None else generator
+        if isinstance(generator, torch.Generator):
             generator = in_turn(generator, videos_of(prompt, arguments), draws=len(spans))
         for index, (first, end) in enumerate(spans):
             known = None if recent is None else recent[:, :, recent.shape[2] - (made - first) :]

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from vidgen.training.config import DataConfig, Run, TokenizerRun
-from vidgen.training.recipes import RECIPES, defaults_of
+from vidgen.training.recipes import RECIPES, Recipe, defaults_of
 
 OF_FOLDERS = ("fps", "clips_per_video", "repeat_last_frame", "allow_missing")
 OF_DISCRIMINATORS = ("adversarial_warmup", "adversarial_loss", "discriminator_axes")
@@ -38,13 +38,19 @@ def check_used(run: Run, resolved: Run | None = None) -> list[str]:
 
 def own_options(run: Run) -> set[str]:
     """Names of the fields that are neither at their defaults nor at the values of the run's recipe."""
-    return _own(run, RECIPES[run.recipe].values if isinstance(run, TokenizerRun) and run.recipe in RECIPES else {})
+    recipe = recipe_of(run)
+    return _own(run, {} if recipe is None else recipe.values)
+
+
+def recipe_of(run: Run) -> Recipe | None:
+    """The named recipe of a run; of an unknown name none, which `with_recipe` refuses."""
+    return RECIPES.get(run.recipe) if isinstance(run, TokenizerRun) and run.recipe is not None else None
 
 
 def check_data(run: Run) -> None:
     """ValueError for options of folders where clips are drawn, and for the digits' folder where there are none."""
-    recipe = RECIPES[run.recipe].data if isinstance(run, TokenizerRun) and run.recipe in RECIPES else {}
-    own, source = _own(run.data, recipe), run.data.source
+    recipe = recipe_of(run)
+    own, source = _own(run.data, {} if recipe is None else recipe.data), run.data.source
     for name in OF_FOLDERS if run.data.is_world else ():
         if name in own:
             raise ValueError(
