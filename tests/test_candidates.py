@@ -14,7 +14,7 @@ from vidgen.conditioning import Condition, TokenState
 from vidgen.latents import Latents
 from vidgen.nn.random import draw_seed, seeded
 from vidgen.pipelines import VideoPipeline
-from vidgen.pipelines.base import candidate_seeds
+from vidgen.pipelines.request import candidate_seeds
 
 PROMPTS = [TEXT, "a blue star"]
 

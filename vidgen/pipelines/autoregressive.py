@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
 from torch import Tensor
 
@@ -13,12 +12,10 @@ from vidgen.generators.sequence import AutoregressiveGenerator, at_positions, st
 from vidgen.latents import VideoSize
 from vidgen.matchers.base import Matcher
 from vidgen.pipelines.base import StepCallback, VideoPipeline
-from vidgen.pipelines.editing import check_strength, first_tokens
+from vidgen.pipelines.editing import first_tokens
 from vidgen.pipelines.given import VideoInput
-from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.prompting import Prompt
-from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import AutoregressiveScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
@@ -119,70 +116,42 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 The one comes back that the network itself finds most plausible (`Generator.plausibility`) and, where
                 there are a matcher and words, that shows best what they say.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        wanted_by_callback = callback_on_step_end_tensor_inputs
-        if wanted_by_callback is None:
-            wanted_by_callback = ["latents"]
-        size = (
-            self.default("num_frames", num_frames, 17),
-            self.default("height", height, 64),
-            self.default("width", width, 64),
-        )
-        if class_label is not None:
-            prompt = self.class_prompt(class_label, prompt)
-        self.check_inputs(
+        size = self.default_size(num_frames, height, width)
+        request = self.prepare(
             prompt,
             negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
             negative_prompt_attention_mask=negative_prompt_attention_mask,
+            class_label=class_label,
             size=size,
-            output_type=output_type,
-            callback_on_step_end_tensor_inputs=wanted_by_callback,
+            guidance_scale=guidance_scale,
+            default_guidance=2.0,
+            num_videos_per_prompt=num_videos_per_prompt,
+            num_candidates=num_candidates,
+            generator=generator,
+            latents=latents,
             video=video,
             mask=mask,
-            num_videos_per_prompt=num_videos_per_prompt,
-            generator=generator,
+            strength=strength,
+            control_video=control_video,
+            reference_images=reference_images,
+            output_type=output_type,
             latents_path=latents_path,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        check_strength(strength, video, latents)
-        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        self._guidance_scale = self.checked_guidance(guidance_scale, negative, otherwise=2.0)
-        self._interrupt = False
-        candidates = self.checked_candidates(num_candidates, latents)
-        latents = None if latents is None else latents.repeat_interleave(candidates, 0)
-        device = self._execution_device
-
-        prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            self.do_classifier_free_guidance,
-            num_videos_per_prompt * candidates,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            device,
-        )
-        batch = prompt_embeds.shape[0]
-        generators = self.prepare_generators(generator, batch // candidates, candidates)
-        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
-        condition = self.build_condition(prompt_embeds, prompt_mask, known)
-        condition.frames = frame_ranges(prompt, prompt_embeds)
-        condition = self.steer(condition, control_video, reference_images, size)
-        if strength is not None and video is not None:
-            clean = self.encode_whole(video, size, batch)
-            latents = first_tokens(clean.tokens if clean.ids is None else clean.ids, strength)
-        bring_onto_device(self.transformer)
-        prompt_embeds = condition.states
-        coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
+        condition, coordinates, generators = request.condition, request.coordinates, request.generators
+        prompt_embeds, negative_prompt_embeds = condition.states, request.negative_embeds
+        latents = request.latents
+        if strength is not None and request.edited_tokens is not None:
+            latents = first_tokens(request.edited_tokens, strength)
         order = self.transformer.order(coordinates)
         inputs = self.transformer.sequence_inputs(condition, coordinates, order)
         branches = 1  # with guidance the batch holds each video twice: weights are read once for both
-        if negative_prompt_embeds is not None and negative_mask is not None:
-            inputs, branches = with_negatives(inputs, negative_prompt_embeds, negative_mask), 2
+        if negative_prompt_embeds is not None and request.negative_mask is not None:
+            inputs, branches = with_negatives(inputs, negative_prompt_embeds, request.negative_mask), 2
 
         rule = SamplingRule(
             temperature=temperature,
@@ -194,10 +163,10 @@ class AutoregressiveVideoPipeline(VideoPipeline):
         given, unknown = self.prepare_latents(latents, condition, unknown, size)
         given, unknown = given[:, order.tokens], unknown[:, order.tokens]
         limits = self.transformer.limits(inputs["coordinates"])
-        self.scheduler.set_timesteps(len(order.sizes), device=device, sizes=order.sizes)
+        self.scheduler.set_timesteps(len(order.sizes), device=coordinates.device, sizes=order.sizes)
         self._num_timesteps = len(order.sizes)
         states = inputs["encoder_hidden_states"].shape[1]
-        caches = self.transformer.empty_caches(branches * batch, unknown.shape[1], states=states)
+        caches = self.transformer.empty_caches(branches * request.batch, unknown.shape[1], states=states)
         sample = given[:, :0]
 
         with self.progress_bar(total=self._num_timesteps) as progress:  # pyright: ignore[reportCallIssue]
@@ -209,7 +178,7 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 previous = None if i == 0 else sample[:, start - order.sizes[i] : start].repeat(branches, 1, 1)
                 # both branches, also while guidance is off: the cache must not have gaps
                 hidden = self.transformer(previous, **at_positions(inputs, slice(start, end)), caches=caches)
-                hidden, *without = hidden.split(batch)
+                hidden, *without = hidden.split(request.batch)
                 prediction, _ = self.transformer.proj_out.sample(
                     hidden,
                     without[0] if without else None,
@@ -223,15 +192,14 @@ class AutoregressiveVideoPipeline(VideoPipeline):
                 ).prev_sample
                 if callback_on_step_end is not None:
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
-                    tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    tensors = self.call_back(callback_on_step_end, request.tensor_inputs, i, t, *tensors)
                     sample, prompt_embeds, negative_prompt_embeds = tensors
                     inputs["encoder_hidden_states"] = stacked(prompt_embeds, negative_prompt_embeds)
                 progress.update()
 
         sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)  # an interrupted run still has a video
-        sample = self.choose(sample[:, order.positions], condition, size, candidates, prompt)
-        self._current_timestep = None
-        frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
+        sample = self.choose(sample[:, order.positions], request)
+        frames = self.finish(sample, request)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def prepare_latents(

@@ -1,8 +1,6 @@
 """What the three pipelines share: components, sizes, noise, decoding. Each has its own step loop."""
 
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,27 +14,25 @@ from vidgen.generators.base import Generator
 from vidgen.latents import Latents, VideoSize
 from vidgen.matchers.base import Matcher
 from vidgen.nn.memory import own_memory
-from vidgen.nn.random import draw_seed, seeded
 from vidgen.pipelines.candidates import ChosenVideo
 from vidgen.pipelines.extension import LongVideo
-from vidgen.pipelines.given import GivenVideo, VideoInput
+from vidgen.pipelines.given import GivenVideo
 from vidgen.pipelines.lora import LoraVideo
 from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames
-from vidgen.pipelines.prompting import Prompt, PromptedVideo
+from vidgen.pipelines.prompting import PromptedVideo
+from vidgen.pipelines.request import Request, RequestedVideo
 from vidgen.tokenizers.base import Tokenizer
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale", "num_candidates")
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
 
-class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo, DiffusionPipeline):
+class VideoPipeline(RequestedVideo, PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer->matcher"
     _optional_components: ClassVar[list[str]] = ["matcher"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     video_tokenizer: Tokenizer
     text_encoder: TextEncoder
@@ -110,99 +106,6 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
     def interrupt(self) -> bool:
         return self._interrupt
 
-    # inputs
-
-    def default(self, name: str, value: Any, otherwise: Any) -> Any:
-        """The value of an argument: as called, else of this model's defaults, else of all pipelines."""
-        return self.config.defaults.get(name, otherwise) if value is None else value
-
-    def check_inputs(
-        self,
-        prompt: Prompt | None,
-        negative_prompt: Prompt | None,
-        *,
-        prompt_embeds: Tensor | None,
-        negative_prompt_embeds: Tensor | None,
-        prompt_attention_mask: Tensor | None,
-        negative_prompt_attention_mask: Tensor | None,
-        size: VideoSize,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-        video: VideoInput | None,
-        mask: Tensor | None,
-        num_videos_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents_path: str | Path | None,
-    ) -> None:
-        """ValueError that says what was expected, what came and what to do."""
-        self.transformer.check_spec(self.video_tokenizer.spec)  # either may have been exchanged since
-        prompts = self.check_prompts(
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            num_frames=size[0],
-        )
-        for name, extent in zip(("num_frames", "height", "width"), size, strict=True):
-            if not isinstance(extent, Integral) or extent < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {extent!r}")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
-            raise ValueError(f"num_videos_per_prompt must be an int of at least 1, got {num_videos_per_prompt!r}")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {unknown}; it may hold {self._callback_tensor_inputs}"
-            )
-        if mask is not None and video is None:
-            raise ValueError("mask says which pixels of video are known; give the video as well")
-        for one in generator if isinstance(generator, list) else [generator]:
-            if one is not None and not isinstance(one, torch.Generator):
-                raise ValueError(
-                    f"generator is a torch.Generator or a list of them, got {one!r}; a seed becomes one by "
-                    "torch.Generator().manual_seed(seed)"
-                )
-        if isinstance(generator, list) and len(generator) != prompts * num_videos_per_prompt:
-            raise ValueError(
-                f"expected one generator for each of {prompts * num_videos_per_prompt} videos, got {len(generator)}; "
-                "a single generator serves all"
-            )
-        if latents_path is not None and not Path(latents_path).absolute().parent.is_dir():
-            raise ValueError(f"latents_path {latents_path} lies in a folder that does not exist; create it first")
-
-    def prepare_generators(
-        self, generator: torch.Generator | list[torch.Generator] | None, count: int, candidates: int = 1
-    ) -> list[torch.Generator]:
-        """One generator for each candidate of each of `count` videos.
-
-        The i-th video of a call has the same noise however many videos the call makes, and so has its j-th candidate.
-        """
-        source = torch.default_generator if generator is None else generator
-        sources = source if isinstance(source, list) else [source] * count
-        return seeded([seed for source in sources for seed in candidate_seeds(draw_seed(source), candidates)])
-
-    def given_tokens(self, latents: Tensor, size: VideoSize) -> Tensor:
-        """First tokens of a video of `size` as a caller gives them, on the right device, in the right type; ValueError
-        if they cannot be tokens.
-        """
-        spec = self.video_tokenizer.spec
-        last = spec.num_codebooks if spec.discrete else spec.channels
-        if latents.ndim != 3 or latents.shape[2] != last or latents.is_floating_point() == spec.discrete:
-            kind = "ids" if spec.discrete else "reals"
-            raise ValueError(f"latents must be {kind} `b n {last}`, got {latents.dtype} {tuple(latents.shape)}")
-        for part, place in zip(spec.parts, spec.slices(size), strict=True):
-            given = latents[:, place]
-            if spec.discrete and (given.cpu() >= torch.tensor(part.codebooks)).any():
-                raise ValueError(
-                    f"latents hold ids up to {int(given.max())} of part {part.name!r}, whose codebooks have "
-                    f"{part.codebooks} codes; give smaller ones"
-                )
-        dtype = torch.long if spec.discrete else self.transformer.dtype
-        return latents.to(self._execution_device, dtype)
-
     # steps
 
     def call_back(
@@ -254,25 +157,15 @@ class VideoPipeline(PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo
             video = self.video_tokenizer.decode_known(self.to_tokenizer(latents), pixels, where)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
-    def finish(
-        self,
-        tokens: Tensor,
-        size: VideoSize,
-        *,
-        output_type: str,
-        known: tuple[Tensor, Tensor] | None,
-        latents_path: str | Path | None,
-    ) -> Frames:
+    def finish(self, tokens: Tensor, request: Request) -> Frames:
         """Latents of the sampled tokens, saved if asked for before anything can go wrong, then decoded."""
-        latents = self.to_latents(tokens, size)
-        if latents_path is not None:
-            latents.save(latents_path)
-        frames = latents if output_type == "latent" else self.decode(latents, output_type, known)
+        self._current_timestep = None
+        latents = self.to_latents(tokens, request.size)
+        if request.latents_path is not None:
+            latents.save(request.latents_path)
+        if request.output_type == "latent":
+            frames = latents
+        else:
+            frames = self.decode(latents, request.output_type, request.known)
         self.maybe_free_model_hooks()
         return frames
-
-
-def candidate_seeds(seed: int, candidates: int) -> list[int]:
-    """Seeds of the candidates of one video; the first is the seed of the video without a choice."""
-    source = torch.Generator().manual_seed(seed)
-    return [seed, *(draw_seed(source) for _ in range(candidates - 1))]

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from vidgen.conditioning import Condition
 from vidgen.conditioning.condition import OPEN_END
-from vidgen.latents import Latents, VideoSize
+from vidgen.latents import Latents
 from vidgen.matchers.base import Matcher, tokens_of_frames
 from vidgen.nn.random import seeded
 from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.prompting import Prompt
+from vidgen.pipelines.request import Request
 from vidgen.pipelines.timeline import is_timeline
 
 
@@ -39,22 +40,21 @@ class ChosenVideo:
             )
         return num_candidates
 
-    def choose(
-        self, tokens: Tensor, condition: Condition, size: VideoSize, candidates: int, prompt: Prompt | None
-    ) -> Tensor:
-        """Of each `candidates` successive rows of tokens the best one.
+    def choose(self, tokens: Tensor, request: Request) -> Tensor:
+        """Of all candidates for the same video, successive rows of tokens, the best one.
 
         The network that made them judges how plausible they are and, where there are a matcher and words, the matcher
         how well they show what was asked for; each is standardised over the candidates of a video, both count alike.
         A run that was interrupted is not judged: its first candidates stay.
         """
+        candidates = request.candidates
         if candidates == 1:
             return tokens
         first = torch.arange(0, len(tokens), candidates, device=tokens.device)
         best = first
         if not self.interrupt:
-            latents, texts = self.to_latents(tokens, size), texts_of(prompt)
-            scores = self.judged(latents, condition).view(-1, candidates)
+            latents, texts = self.to_latents(tokens, request.size), texts_of(request.prompt)
+            scores = self.judged(latents, request.condition).view(-1, candidates)
             if self.matcher is not None and texts is not None:
                 scores = standardised(scores) + standardised(self.matched(latents, texts).view(-1, candidates))
             best = first + scores.argmax(dim=1)

@@ -1,10 +1,9 @@
 """Video from a diffusion transformer: noise to tokens step by step, at once or chunk by chunk of frames."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -18,13 +17,10 @@ from vidgen.nn.frame_cache import FrameCache
 from vidgen.nn.random import Generators, randn
 from vidgen.nn.reduced_attention import ReductionRun, TokenReduction
 from vidgen.pipelines.base import StepCallback, VideoPipeline
-from vidgen.pipelines.editing import check_strength
 from vidgen.pipelines.given import VideoInput
 from vidgen.pipelines.inversion import FlowInversion
-from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.prompting import Prompt
-from vidgen.pipelines.timeline import frame_ranges
 from vidgen.schedulers import denoising
 from vidgen.schedulers.guidance import Branch, Guidance
 from vidgen.schedulers.objectives import LEVELS, FlowObjective
@@ -44,6 +40,8 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         defaults: values for arguments that a call leaves out, e.g. {"num_frames": 17, "guidance_scale": 3.0}.
         matcher: helps to choose between candidates.
     """
+
+    latents_are_noise: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -134,78 +132,44 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                 The one comes back that the network itself finds most plausible (`Generator.plausibility`) and, where
                 there are a matcher and words, that shows best what they say.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        wanted_by_callback = callback_on_step_end_tensor_inputs
-        if wanted_by_callback is None:
-            wanted_by_callback = ["latents"]
-        size = (
-            self.default("num_frames", num_frames, 17),
-            self.default("height", height, 64),
-            self.default("width", width, 64),
-        )
-        if class_label is not None:
-            prompt = self.class_prompt(class_label, prompt)
-        self.check_inputs(
+        size = self.default_size(num_frames, height, width)
+        if guidance is not None:
+            self.check_guidance(guidance, guidance_scale)
+        request = self.prepare(
             prompt,
             negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
             negative_prompt_attention_mask=negative_prompt_attention_mask,
+            class_label=class_label,
             size=size,
-            output_type=output_type,
-            callback_on_step_end_tensor_inputs=wanted_by_callback,
+            guidance_scale=guidance_scale if guidance is None else guidance.highest,
+            default_guidance=3.0,
+            num_videos_per_prompt=num_videos_per_prompt,
+            num_candidates=num_candidates,
+            generator=generator,
+            latents=latents,
             video=video,
             mask=mask,
-            num_videos_per_prompt=num_videos_per_prompt,
-            generator=generator,
+            strength=strength,
+            control_video=control_video,
+            reference_images=reference_images,
+            output_type=output_type,
             latents_path=latents_path,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        check_strength(strength, video, None)
-        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        if guidance is None:
-            guidance = Guidance(scale=self.checked_guidance(guidance_scale, negative, otherwise=3.0))
-        elif guidance_scale is not None:
-            raise ValueError("give guidance_scale or guidance, not both; guidance has a scale of its own")
-        else:
-            self.checked_guidance(guidance.highest, negative, otherwise=3.0)
-        if guidance.zero_steps and not isinstance(self.transformer.training_objective, FlowObjective):
-            raise ValueError(
-                "zero_steps are for networks that predict a flow, where 0 is to stand still; leave them out"
-            )
-        self._guidance_scale = guidance.highest
-        self._interrupt = False
-        candidates = self.checked_candidates(num_candidates, latents, of_noise=True)
-        device = self._execution_device
-
-        prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            self.do_classifier_free_guidance,
-            num_videos_per_prompt * candidates,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            device,
-        )
-        batch = prompt_embeds.shape[0]
-        generators = self.prepare_generators(generator, batch // candidates, candidates)
-        known = self.prepare_known(video if strength is None or mask is not None else None, mask, size, batch)
-        condition = self.build_condition(prompt_embeds, prompt_mask, known)
-        condition.frames = frame_ranges(prompt, prompt_embeds)
-        condition = self.steer(condition, control_video, reference_images, size)
-        prompt_embeds = condition.states
-        coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
-
-        noise = self.prepare_latents(latents, size, generators)
+        guidance = Guidance(scale=self.guidance_scale) if guidance is None else guidance
+        condition, coordinates, generators = request.condition, request.coordinates, request.generators
+        prompt_embeds, negative_prompt_embeds = condition.states, request.negative_embeds
+        noise = self.prepare_latents(request.latents, size, generators)
         steps = self.default("num_inference_steps", num_inference_steps, 30)
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        begin = {"shift": self.resolution_shift(noise.shape[1]), "device": device, "first": strength or 1.0}
+        begin = {"shift": self.resolution_shift(noise.shape[1]), "device": coordinates.device, "first": strength or 1.0}
         self._num_timesteps = len(denoising.start(self.scheduler, steps, **begin))
-        edited = None if strength is None or video is None else self.encode_whole(video, size, batch).tokens
+        edited = None if request.edited is None else request.edited.tokens
         chunks = self.chunks(size, chunk_frames)
         caches: dict[Branch, FrameCache | None] = dict.fromkeys(guidance.all_branches)
         if chunk_frames is not None:
@@ -214,9 +178,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
             branch: None if token_reduction is None else ReductionRun(token_reduction)
             for branch in guidance.all_branches
         }
-        bring_onto_device(self.transformer)
         everything = self.transformer.condition_inputs(condition, coordinates)
-        masks = (prompt_mask, negative_mask)
         made: list[Tensor] = []
 
         with self.progress_bar(total=self._num_timesteps * len(chunks)) as progress:  # pyright: ignore[reportCallIssue]
@@ -242,9 +204,9 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                         with self.transformer.cache_context(branch):
                             predictions[branch] = self.transformer(
                                 told,
-                                t.expand(batch),
+                                t.expand(request.batch),
                                 here,
-                                **branch_inputs(inputs, branch, texts, masks),
+                                **branch_inputs(inputs, branch, texts, request.negative_mask),
                                 cache=caches[branch],
                                 reduction=None if run is None else run.at(i, level),
                             )
@@ -254,7 +216,7 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                     sample = denoising.step(self.scheduler, prediction, t, sample, generators=generators)
                     if callback_on_step_end is not None:
                         tensors = (sample, prompt_embeds, negative_prompt_embeds)
-                        tensors = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                        tensors = self.call_back(callback_on_step_end, request.tensor_inputs, i, t, *tensors)
                         sample, prompt_embeds, negative_prompt_embeds = tensors
                     progress.update()
                 made.append(with_known(sample, inputs))
@@ -262,12 +224,20 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
                     break
                 texts = (prompt_embeds, negative_prompt_embeds)
                 for branch, cache in caches.items():
-                    self.remember(cache, made[-1], here, branch_inputs(inputs, branch, texts, masks))
+                    self.remember(cache, made[-1], here, branch_inputs(inputs, branch, texts, request.negative_mask))
 
-        sample = self.choose(torch.cat(made, dim=1), condition, size, candidates, prompt)
-        self._current_timestep = None
-        frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
+        sample = self.choose(torch.cat(made, dim=1), request)
+        frames = self.finish(sample, request)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def check_guidance(self, guidance: Guidance, guidance_scale: float | None) -> None:
+        """ValueError unless this network can be guided so, and by nothing else."""
+        if guidance_scale is not None:
+            raise ValueError("give guidance_scale or guidance, not both; guidance has a scale of its own")
+        if guidance.zero_steps and not isinstance(self.transformer.training_objective, FlowObjective):
+            raise ValueError(
+                "zero_steps are for networks that predict a flow, where 0 is to stand still; leave them out"
+            )
 
     def resolution_shift(self, tokens: int) -> float:
         """How far the transformer was trained to shift noise levels for a video of that many tokens."""
@@ -320,11 +290,13 @@ class DiffusionVideoPipeline(FlowInversion, VideoPipeline):
         return torch.where(known.unsqueeze(-1), target.to(prediction.dtype), prediction)
 
 
-def branch_inputs(inputs: dict[str, Any], branch: Branch, texts: TwoTexts, masks: TwoTexts) -> dict[str, Any]:
-    """What the transformer is told in one branch of guidance; states and masks are the prompt's and the negative's."""
+def branch_inputs(
+    inputs: dict[str, Any], branch: Branch, texts: TwoTexts, negative_mask: Tensor | None
+) -> dict[str, Any]:
+    """What the transformer is told in one branch of guidance; texts are the prompt's and the negative's."""
     if branch == "full":
         return {**inputs, "encoder_hidden_states": texts[0]}
-    told = {**inputs, "encoder_hidden_states": texts[1], "encoder_attention_mask": masks[1]}
+    told = {**inputs, "encoder_hidden_states": texts[1], "encoder_attention_mask": negative_mask}
     return told if branch == "known" else {**told, "known_tokens": None, "token_state": None}
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: F401  diffusers looks the loader up here
 from torch import Tensor
 
@@ -14,12 +13,11 @@ from vidgen.generators import MaskedTransformer
 from vidgen.latents import VideoSize
 from vidgen.matchers.base import Matcher
 from vidgen.pipelines.base import StepCallback, VideoPipeline
-from vidgen.pipelines.editing import check_strength, remasked
+from vidgen.pipelines.editing import remasked
 from vidgen.pipelines.given import VideoInput
-from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames, VideoPipelineOutput
 from vidgen.pipelines.prompting import Prompt
-from vidgen.pipelines.timeline import frame_ranges
+from vidgen.pipelines.request import Request
 from vidgen.schedulers import MaskScheduler, SamplingRule
 from vidgen.tokenizers import Tokenizer
 
@@ -125,82 +123,53 @@ class MaskedVideoPipeline(VideoPipeline):
                 The one comes back that the network itself finds most plausible (`Generator.plausibility`) and, where
                 there are a matcher and words, that shows best what they say.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        wanted_by_callback = callback_on_step_end_tensor_inputs
-        if wanted_by_callback is None:
-            wanted_by_callback = ["latents"]
-        size = (
-            self.default("num_frames", num_frames, 17),
-            self.default("height", height, 64),
-            self.default("width", width, 64),
-        )
-        if class_label is not None:
-            prompt = self.class_prompt(class_label, prompt)
+        size = self.default_size(num_frames, height, width)
         given = mask
         if task is not None and mask is None and video is not None:
             mask = self.task_mask(task, video, size)
-        self.check_inputs(
+        request = self.prepare(
             prompt,
             negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             prompt_attention_mask=prompt_attention_mask,
             negative_prompt_attention_mask=negative_prompt_attention_mask,
+            class_label=class_label,
             size=size,
-            output_type=output_type,
-            callback_on_step_end_tensor_inputs=wanted_by_callback,
+            guidance_scale=guidance_scale,
+            default_guidance=3.0,
+            num_videos_per_prompt=num_videos_per_prompt,
+            num_candidates=num_candidates,
+            generator=generator,
+            latents=latents,
             video=video,
             mask=mask,
-            num_videos_per_prompt=num_videos_per_prompt,
-            generator=generator,
+            mask_of_task=mask is not given,
+            strength=strength,
+            control_video=control_video,
+            reference_images=reference_images,
+            output_type=output_type,
             latents_path=latents_path,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        check_strength(strength, video, latents)
-        negative = negative_prompt if negative_prompt_embeds is None else negative_prompt_embeds
-        self._guidance_scale = self.checked_guidance(guidance_scale, negative, otherwise=3.0)
-        self._interrupt = False
-        candidates = self.checked_candidates(num_candidates, latents)
-        latents = None if latents is None else latents.repeat_interleave(candidates, 0)
-        device = self._execution_device
-
-        prompt_embeds, prompt_mask, negative_prompt_embeds, negative_mask = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            self.do_classifier_free_guidance,
-            num_videos_per_prompt * candidates,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            device,
-        )
-        batch = prompt_embeds.shape[0]
-        generators = self.prepare_generators(generator, batch // candidates, candidates)
-        pixels = video if strength is None or mask is not None else None
-        known = self.prepare_known(pixels, mask, size, batch, of_task=mask is not given)
-        condition: Condition = self.build_condition(prompt_embeds, prompt_mask, known)
-        condition.task = None if task is None else task_numbers([check_task(task)] * batch).to(device)
-        condition.frames = frame_ranges(prompt, prompt_embeds)
-        condition = self.steer(condition, control_video, reference_images, size)
-        bring_onto_device(self.transformer)
+        if task is not None:
+            request.condition.task = task_numbers([check_task(task)] * request.batch).to(request.coordinates.device)
         if actions is not None:
-            if actions.shape[:-1] != (batch // candidates, size[0]):
-                raise ValueError(f"actions must be `{batch // candidates} {size[0]} a`, got {tuple(actions.shape)}")
-            actions = actions.to(device).repeat_interleave(candidates, 0)
-            condition = self.transformer.with_actions(condition, actions)
-        prompt_embeds = condition.states
-        coordinates = self.video_tokenizer.spec.coordinates(size).to(device)
+            request.condition = self.with_actions(request, actions)
+        condition, coordinates, generators = request.condition, request.coordinates, request.generators
         inputs = self.transformer.condition_inputs(condition, coordinates)
+        prompt_embeds, negative_prompt_embeds = condition.states, request.negative_embeds
 
         unknown = condition.unknown(len(coordinates))
-        if strength is not None and video is not None:
-            clean = self.encode_whole(video, size, batch)
-            latents = remasked(clean.tokens if clean.ids is None else clean.ids, strength, generators)
+        latents = request.latents
+        if strength is not None and request.edited_tokens is not None:
+            latents = remasked(request.edited_tokens, strength, generators)
         sample = self.prepare_latents(latents, condition, unknown, size)
         unknown = masked = undecided(sample)
         rule = SamplingRule(temperature=temperature, top_k=top_k, top_p=top_p)
-        self.scheduler.set_timesteps(self.default("num_inference_steps", num_inference_steps, 12), device=device)
+        steps = self.default("num_inference_steps", num_inference_steps, 12)
+        self.scheduler.set_timesteps(steps, device=coordinates.device)
         self._num_timesteps = len(self.scheduler.timesteps)
 
         memories, head = self.transformer.empty_memories(), self.transformer.proj_out
@@ -215,7 +184,7 @@ class MaskedVideoPipeline(VideoPipeline):
                 without = None
                 if self.do_classifier_free_guidance and negative_prompt_embeds is not None:
                     other = {**inputs, "encoder_hidden_states": negative_prompt_embeds}
-                    other["encoder_attention_mask"] = negative_mask
+                    other["encoder_attention_mask"] = request.negative_mask
                     without = self.transformer(tokens, masked, coordinates, **other, **memories[1])
                 guidance = self.scheduler.guidance_at(t, self.guidance_scale)
                 draw = {"generators": generators, "rule": rule, "limits": self.transformer.limits(coordinates)}
@@ -236,7 +205,7 @@ class MaskedVideoPipeline(VideoPipeline):
                 sample, masked = step.prev_sample, step.masked
                 if callback_on_step_end is not None:
                     tensors = (sample, prompt_embeds, negative_prompt_embeds)
-                    changed = self.call_back(callback_on_step_end, wanted_by_callback, i, t, *tensors)
+                    changed = self.call_back(callback_on_step_end, request.tensor_inputs, i, t, *tensors)
                     sample, prompt_embeds, negative_prompt_embeds = changed
                     if any(after is not before for after, before in zip(changed, tensors, strict=True)):
                         memories = self.transformer.empty_memories()  # what is kept is of the tensors before
@@ -244,15 +213,22 @@ class MaskedVideoPipeline(VideoPipeline):
                         sample = head.sample_at(masked, sample, hidden, without, guidance, **draw)
                 progress.update()
 
-        sample = self.choose(sample, condition, size, candidates, prompt)
-        self._current_timestep = None
-        frames = self.finish(sample, size, output_type=output_type, known=known, latents_path=latents_path)
+        sample = self.choose(sample, request)
+        frames = self.finish(sample, request)
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def task_mask(self, task: str, video: VideoInput, size: VideoSize) -> Tensor | None:
         """The region that a task gives of a video with all frames; a shorter one is known whole."""
         frames = self.video_tensor(video).shape[2]
         return known_mask(task, size) if frames == size[0] else None
+
+    def with_actions(self, request: Request, actions: Tensor) -> Condition:
+        """The condition of a request with actions `b t a`, which are the same for all candidates of a video."""
+        expected = (request.batch // request.candidates, request.size[0])
+        if actions.shape[:-1] != expected:
+            raise ValueError(f"actions must be `{expected[0]} {expected[1]} a`, got {tuple(actions.shape)}")
+        actions = actions.to(request.coordinates.device).repeat_interleave(request.candidates, 0)
+        return self.transformer.with_actions(request.condition, actions)
 
     def prepare_latents(self, latents: Tensor | None, condition: Condition, unknown: Tensor, size: VideoSize) -> Tensor:
         """Tokens to start from: given ones, else undecided ones; known tokens are in place."""

@@ -290,6 +290,8 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         small_widths=4,
         **DEEP,
     ),
+    # Open-MAGVIT2 has four blocks a level of two full 3D convolutions, each with the weights of 4.5 blocks here; its
+    # decoder is the larger half: 144.9 and 225.7 million parameters.
     "magvit-v2": causal_conv(
         "2^18 codes, the signs of 18 channels, at 4×8×8 from full-resolution convolutions (MAGVIT-v2's kind)",
         bottleneck_type="lfq",
@@ -298,8 +300,8 @@ TOKENIZER_PRESETS: dict[str, TokenizerPreset] = {
         stride=(4, 8, 8),
         patch=1,
         widths=(128, 256, 512, 512),
-        depth=4,
-        decoder_depth=4,
+        depth=18,
+        decoder_depth=31,
     ),
     # As many weights as DALL·E's encoder and decoder; the codes are shorter, so that the twin has all of them.
     "beit-dvae": TokenizerPreset(
