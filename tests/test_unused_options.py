@@ -90,6 +90,25 @@ def test_the_same_options_are_taken_where_they_do_something(options: dict[str, A
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "message", "remedy"),
+    [
+        ({"cache_dir": Path("cache")}, "cache_dir does nothing without .* --cached-clips above 0", {"cached_clips": 8}),
+        ({"task_frames": 5}, "task_frames does nothing without .*--tasks all", {"tasks": ("all",)}),
+        ({"known_frames": 0.2, "tasks": ("all",)}, "known_frames 0.2 does nothing beside tasks", {"tasks": ()}),
+        ({"control": "half-size"}, "control 'half-size' does nothing .* --control-layers above", {"control_layers": 1}),
+    ],
+)
+def test_an_option_of_a_generator_that_would_do_nothing_is_refused(
+    options: dict[str, Any], message: str, remedy: dict[str, Any], tmp_path: Path
+):
+    run = GeneratorRun(preset="shapes-masked", output_dir=tmp_path / "run", tiny=True, **options)
+    with pytest.raises(ValueError, match=message):
+        train_generator(run)
+    assert not (tmp_path / "run").exists()
+    assert checked(replace(run, **remedy)) == []
+
+
 @pytest.mark.parametrize("source", ["shapes", "digits"])
 @pytest.mark.parametrize(
     ("name", "value"),

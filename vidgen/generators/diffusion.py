@@ -220,7 +220,8 @@ class DiffusionTransformer(Generator, ConfigMixin, CacheMixin):
         self.check_spec(latents.spec)
         noise = randn(latents.tokens.shape, generators, like=latents.tokens.float())
         error = self.errors(latents, condition, noise, self.random_timesteps(latents, generators))
-        return {"flow": weighted_mean(error, made_weights(latents, condition, self.config.token_weight)).mean()}
+        loss = weighted_mean(error, made_weights(latents, condition, self.config.token_weight)).mean()
+        return {self.config.objective: loss}
 
     def plausibility(self, latents: Latents, condition: Condition, *, generators: Generators) -> Tensor:
         """Minus the error at noise levels of `JUDGED_LEVELS`, weighted as in training (arXiv 2303.16203)."""

@@ -6,7 +6,7 @@ Here and not in the configs: what was saved with such an option still loads, and
 from dataclasses import fields
 from typing import Any
 
-from vidgen.training.config import DataConfig, Run, TokenizerRun
+from vidgen.training.config import DataConfig, GeneratorRun, LatentRun, Run, TokenizerRun
 from vidgen.training.recipes import RECIPES, Recipe, defaults_of
 
 OF_FOLDERS = ("fps", "clips_per_video", "repeat_last_frame", "allow_missing")
@@ -29,6 +29,8 @@ def check_used(run: Run, resolved: Run | None = None) -> list[str]:
     if run.resume and (run.output_dir / "run.json").is_file():  # what it began with is no longer asked
         return []
     check_data(run)
+    if isinstance(run, LatentRun):
+        _check_tokens(run, own_options(run))
     if not isinstance(resolved, TokenizerRun):
         return []
     own = own_options(run)
@@ -61,6 +63,24 @@ def check_data(run: Run) -> None:
         raise ValueError(
             f"digits_dir is where the digits of a world are, and the data are {source!r}; leave --digits-dir out, or "
             "set --data digits"
+        )
+
+
+def _check_tokens(run: LatentRun, own: set[str]) -> None:
+    if "cache_dir" in own and run.cached_clips == 0:
+        raise ValueError("cache_dir does nothing without cached_clips; set --cached-clips above 0 or leave it out")
+    if not isinstance(run, GeneratorRun):
+        return
+    if "task_frames" in own and not run.tasks:
+        raise ValueError("task_frames does nothing without tasks; name some (--tasks all) or leave --task-frames out")
+    if "known_frames" in own and run.known_frames > 0 and run.tasks:
+        raise ValueError(
+            f"known_frames {run.known_frames} does nothing beside tasks, which take its place; leave one of them out"
+        )
+    if "control" in own and run.control_layers == 0:
+        raise ValueError(
+            f"control {run.control!r} does nothing without a branch that sees it; set --control-layers above 0 or "
+            "leave --control out"
         )
 
 
