@@ -146,7 +146,66 @@ def test_a_reconstruction_has_the_frames_size_and_rate_of_its_clip(vidgen, clip,
     assert (code, errors) == (0, [])
     assert [frame.shape for frame in iter_frames(back)] == [(21, 35, 3)] * 5
     assert probe(back).fps == 10
-    assert str(back) in output
+    assert f"wrote {back} (5 frames of 35x21 at 10 frames/s)" in output
+
+
+def test_a_clip_is_not_written_over_itself(vidgen, clip, saved_tokenizer, tmp_path):
+    own = tmp_path / "own.mp4"
+    own.write_bytes(clip.read_bytes())
+    (tmp_path / "link.mp4").symlink_to(own)
+    for name in ("own.mp4", "link.mp4"):
+        result = vidgen("reconstruct", own, "--tokenizer", saved_tokenizer, "-o", tmp_path / name)
+        assert_is_a_clear_mistake(result, name, "is the clip itself, which would be lost; choose another name")
+    assert own.read_bytes() == clip.read_bytes()
+
+
+def test_an_image_comes_back_as_an_image(vidgen, saved_tokenizer, tmp_path):
+    from vidgen.data import read_video, write_video
+
+    write_video(tmp_path / "one.png", torch.zeros(3, 1, 20, 33), fps=10)
+    words = ("--tokenizer", saved_tokenizer, "-o")
+    code, _, errors = vidgen("reconstruct", tmp_path / "one.png", *words, tmp_path / "b.png")
+    assert (code, errors) == (0, [])
+    assert read_video(tmp_path / "b.png").frames.shape == (1, 20, 33, 3)
+    write_video(tmp_path / "two.mp4", torch.zeros(3, 2, 20, 33), fps=10)
+    result = vidgen("reconstruct", tmp_path / "two.mp4", *words, tmp_path / "c.png")
+    assert_is_a_clear_mistake(result, "c.png can hold one frame, and there are more")
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_damaged_clips_are_refused_unless_they_are_allowed(vidgen, saved_tokenizer, tmp_path):
+    from vidgen.data import write_video
+
+    video = torch.rand(3, 40, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_video(tmp_path / "whole.webm", video, fps=10)
+    content = (tmp_path / "whole.webm").read_bytes()
+    cut = tmp_path / "cut.webm"
+    cut.write_bytes(content[: len(content) // 2])
+    words = ("reconstruct", cut, "--tokenizer", saved_tokenizer, "-o", tmp_path / "back.webm")
+    assert_is_a_clear_mistake(vidgen(*words), "cut.webm: damaged after", "frames")
+    assert not (tmp_path / "back.webm").exists()
+    code, output, errors = vidgen(*words, "--allow-damaged")
+    assert code == 0 and "wrote" in output and "damaged after" in errors[0]
+    words = ("tokenize", cut, "--tokenizer", saved_tokenizer, "-o", tmp_path / "tokens")
+    code, _, errors = vidgen(*words)
+    assert code == 2 and "damaged after" in errors[0] and errors[1].endswith("could not be read (named above)")
+    assert vidgen(*words, "--allow-damaged")[0] == 0
+
+
+def test_a_folder_in_the_way_is_found_before_anything_is_made(vidgen, clip, saved_tokenizer, tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    words = ("--tokenizer", saved_tokenizer, "-o", tmp_path / "folder.mp4")
+    assert_is_a_clear_mistake(vidgen("reconstruct", clip, *words), "a folder has that name")
+    (tmp_path / "letter.txt").write_text("dear sir or madam")
+    words = ("--tokenizer", saved_tokenizer, "--data", clip, "--html", tmp_path / "letter.txt" / "page.html")
+    assert_is_a_clear_mistake(vidgen("eval", "recon", *words), "page.html", "cannot be a folder")
+
+
+@pytest.mark.parametrize("name", ["page.pth", "page.safetensors", "empty.pth"])
+def test_a_file_that_holds_no_weights_is_named(name, vidgen, clip, saved_tokenizer, tmp_path):
+    (tmp_path / name).write_text("" if name == "empty.pth" else "<html>404: not found</html>")
+    words = ("--tokenizer", saved_tokenizer, "--data", clip, "--squeezenet-weights", tmp_path / name)
+    assert_is_a_clear_mistake(vidgen("eval", "recon", *words), name, "is damaged or no file of weights; get it again")
 
 
 def test_tokens_on_disk_decode_to_what_the_tokenizer_gives(vidgen, clip, saved_tokenizer, tmp_path):
@@ -156,8 +215,8 @@ def test_tokens_on_disk_decode_to_what_the_tokenizer_gives(vidgen, clip, saved_t
 
     code, _, errors = vidgen("tokenize", clip.parent, "--tokenizer", saved_tokenizer, "-o", tmp_path)
     assert (code, errors) == (0, [])
-    stored = Latents.load(tmp_path / "clip.mp4.safetensors")
     tokenizer = library.load(str(saved_tokenizer)).eval()
+    stored = Latents.load(tmp_path / "clip.mp4.safetensors", tokenizer)
     with torch.inference_mode():
         expected = tokenizer.encode(to_tensor(read_video(clip).frames)[None])
     assert stored.size == (5, 21, 35)
@@ -201,9 +260,52 @@ def test_a_tokenizer_cannot_generate(vidgen, saved_tokenizer, tmp_path):
     assert_is_a_clear_mistake(result, "expected a pipeline", "CausalConvTokenizer")
 
 
+def test_a_cascade_generates_and_refuses_what_belongs_to_one_pipeline(vidgen, small_clip, tmp_path):
+    from vidgen.data import read_video
+    from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
+
+    CASCADE_PRESETS["shapes-cascade"].tiny().build().save_pretrained(tmp_path / "chain")
+    words = ("generate", "a star", "--model", tmp_path / "chain", "--steps", 1, "--num-frames", 3, "--height", 16)
+    code, output, _ = vidgen(*words, "--width", 16, "--num-videos", 2, "-o", tmp_path / "a.gif")
+    assert code == 0
+    shown = [read_video(tmp_path / name).frames for name in ("a-1.gif", "a-2.gif")]
+    frames, height, width = shown[0].shape[:3]
+    assert (frames, height, width) > (3, 16, 16) and shown[0].shape == shown[1].shape
+    assert f"({frames} frames of {width}x{height})" in output
+    assert (shown[0] != shown[1]).any()
+    result = vidgen(*words, "--start", small_clip, "-o", tmp_path / "b.gif")
+    assert_is_a_clear_mistake(result, "--start is a matter of one pipeline", "is a cascade of several")
+    result = vidgen("eval", "generation", "--models", tmp_path / "chain", "-o", tmp_path / "scores.json")
+    assert_is_a_clear_mistake(result, "is a cascade of several; `vidgen generate` runs it")
+
+
 def test_a_device_that_is_not_there_is_a_clear_mistake(vidgen, clip, tmp_path):
     result = vidgen("reconstruct", clip, "--tokenizer", "shapes-fsq", "-o", tmp_path / "back.mp4", "--device", "gpu")
     assert_is_a_clear_mistake(result, "--device", "'gpu'")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("train-tokenizer", "shapes-masked"),
+            "'shapes-masked' is a preset of another kind of model; train",
+        ),
+        (("train-generator", "shapes-fsq"), "train it by `vidgen train-tokenizer`"),
+        (("train-generator", "shapes-cascade"), "'shapes-cascade' is a chain of pipelines"),
+        (
+            ("train-generator", "shapes-masked", "--tokenizer", "runs/nothere/model"),
+            "there is no folder runs/nothere/model",
+        ),
+    ],
+)
+def test_a_name_of_another_kind_is_explained(words, said, vidgen, tmp_path):
+    assert_is_a_clear_mistake(vidgen(*words, "--output-dir", tmp_path / "run"), said)
+
+
+def test_a_protocol_of_another_kind_is_explained(vidgen, clip):
+    result = vidgen("eval", "fvd", "--real", clip.parent, "--fake", clip.parent, "--protocol", "recon.v1")
+    assert_is_a_clear_mistake(result, "protocol recon.v1 is to score reconstructions (vidgen eval recon)")
 
 
 def test_an_unknown_preset_lists_the_nearest_names(vidgen, tmp_path):

@@ -1,6 +1,7 @@
 """Do files of tokens become the videos that their tokenizer decodes, and are files of other tokenizers refused?"""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,17 +83,20 @@ def test_a_video_has_the_name_frames_size_and_rate_of_its_clip(tokens, tokenizer
 
 
 @pytest.mark.parametrize(
-    ("file", "format", "name"),
+    ("file", "format", "frames", "name"),
     [
-        ("clip.mp4.safetensors", None, "clip.mp4"),
-        ("clip.AVI.safetensors", None, "clip.AVI.mp4"),
-        ("frames.safetensors", None, "frames.mp4"),
-        ("clip.mp4.safetensors", "gif", "clip.gif"),
-        ("clip.avi.safetensors", "png", "clip_avi"),
+        ("clip.mp4.safetensors", None, 5, "clip.mp4"),
+        ("clip.AVI.safetensors", None, 5, "clip.AVI.mp4"),
+        ("frames.safetensors", None, 5, "frames.mp4"),
+        ("clip.mp4.safetensors", "gif", 5, "clip.gif"),
+        ("clip.avi.safetensors", "png", 5, "clip_avi"),
+        ("photo.png.safetensors", None, 1, "photo.png"),
+        ("photo.jpg.safetensors", None, 1, "photo.jpg.png"),
+        ("photo.jpg.safetensors", "gif", 1, "photo.jpg.gif"),
     ],
 )
-def test_names_of_videos(file, format, name):
-    assert video_name(Path(file), format) == name
+def test_names_of_videos(file, format, frames, name):
+    assert video_name(Path(file), format, frames=frames) == name
 
 
 def test_tokens_of_other_weights_are_refused_and_the_others_decoded(tokens, tokenizer, tmp_path, capsys):
@@ -114,9 +118,10 @@ def test_another_precision_is_the_same_tokenizer(tokens, tokenizer, tmp_path):
 @pytest.mark.parametrize("said", ["fast", "-3", "nan", "inf"])
 def test_a_file_that_does_not_say_its_rate_needs_one(tokens, tokenizer, tmp_path, capsys, said):
     file = tokens / "deep" / "clip.webm.safetensors"
-    latents = Latents.load(file)
+    made_by: Any = library.load(tokenizer)
+    latents = Latents.load(file, made_by)
     latents.metadata["fps"] = said
-    latents.save(file)
+    latents.save(file, ids_only=True)
     assert detokenize(file, tokenizer, "-o", str(tmp_path / "videos")) == 2
     assert "--fps" in capsys.readouterr().err
     assert detokenize(file, tokenizer, "-o", str(tmp_path / "videos"), "--fps", "5") == 0

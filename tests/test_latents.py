@@ -3,12 +3,14 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from vidgen.latents import NO_PLACE, LatentPart, Latents, LatentSpec
+import vidgen
+from vidgen.latents import ID_TYPES, NO_PLACE, LatentPart, Latents, LatentSpec
 
 CAUSAL = LatentSpec(
     (LatentPart("grid", "thw", (4, 8, 8), 3, (64,), first_frame_alone=True),), causal=True, streamable=True
@@ -305,7 +307,7 @@ def test_a_header_that_does_not_fit_the_tensors_is_refused(header: dict[str, str
 @pytest.mark.parametrize("header", [None, {"size": "[9, 20, 17]"}])
 def test_a_safetensors_file_of_something_else_is_refused(header: dict[str, str] | None, tmp_path):
     save_file({"tokens": made(CAUSAL).tokens}, tmp_path / "weights.safetensors", metadata=header)
-    with pytest.raises(ValueError, match=r"weights\.safetensors is not a latents file: expected the tensor 'tokens'"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not a latents file: expected the tensors"):
         Latents.load(tmp_path / "weights.safetensors")
 
 
@@ -314,16 +316,71 @@ def test_ids_outside_the_codebook_are_refused_on_load(ids: int, tmp_path):
     latents = made(CAUSAL)
     assert latents.ids is not None
     latents.ids[1, 5] = ids
-    latents.save(tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=f"1 ids outside them, such as {ids}"):
+        latents.save(tmp_path / "clip.safetensors")
+    tensors = {"tokens": latents.tokens, "ids": latents.ids}
+    save_file(tensors, tmp_path / "clip.safetensors", metadata=header_of(latents))
     with pytest.raises(ValueError, match=f"1 ids outside them, such as {ids}"):
         Latents.load(tmp_path / "clip.safetensors")
+
+
+@pytest.mark.parametrize("codes", [256, 257, 32_768, 32_769, 2**31])
+def test_ids_take_as_few_bytes_as_their_codebook_allows(codes: int, tmp_path):
+    part = LatentPart("grid", "thw", (4, 8, 8), 3, (codes,))
+    spec = LatentSpec(parts=(part,), causal=False, streamable=False)
+    ids = torch.arange(codes - 8, codes).view(1, 8, 1)
+    Latents(torch.zeros(1, 8, 3), ids, (4, 16, 32), spec).save(tmp_path / "clip.safetensors")
+    stored = load_file(tmp_path / "clip.safetensors")["ids"].dtype
+    smaller = [kind for kind in ID_TYPES[: ID_TYPES.index(stored)] if torch.iinfo(kind).max >= codes - 1]
+    assert torch.iinfo(stored).max >= codes - 1 and smaller == []
+    loaded = Latents.load(tmp_path / "clip.safetensors").ids
+    assert loaded is not None and loaded.dtype == torch.long and torch.equal(loaded, ids)
+
+
+def test_a_file_of_ids_only_is_small_and_needs_the_tokenizer_that_made_it(tmp_path):
+    torch.manual_seed(0)
+    tokenizer: Any = vidgen.build("shapes-fsq").eval()
+    latents = tokenizer.encode(torch.rand(1, 3, 9, 33, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    latents.save(tmp_path / "whole.safetensors")
+    latents.save(tmp_path / "ids.safetensors", ids_only=True)
+    whole, small = (load_file(tmp_path / name) for name in ("whole.safetensors", "ids.safetensors"))
+    assert small.keys() == {"ids"} and small["ids"].nbytes * 4 < sum(tensor.nbytes for tensor in whole.values())
+    assert_same(Latents.load(tmp_path / "ids.safetensors", tokenizer), latents)
+    with pytest.raises(ValueError, match=r"holds ids only, .*Latents\.load\(path, tokenizer\)"):
+        Latents.load(tmp_path / "ids.safetensors")
+    other: Any = vidgen.build("shapes-vq")
+    with pytest.raises(ValueError, match="holds ids of another kind of tokenizer"):
+        Latents.load(tmp_path / "ids.safetensors", other)
+    chunk = latents.split(2)[1]
+    with pytest.raises(ValueError, match="a chunk of a stream is saved with its vectors"):
+        chunk.save(tmp_path / "chunk.safetensors", ids_only=True)
+
+
+def test_real_tokens_are_never_left_out(tmp_path):
+    latents = made(CONTINUOUS)
+    latents.save(tmp_path / "clip.safetensors", ids_only=True)
+    assert_same(Latents.load(tmp_path / "clip.safetensors"), latents)
+
+
+def test_vectors_that_are_no_numbers_are_refused(tmp_path):
+    latents = made(CAUSAL)
+    latents.tokens[0, 3, 1] = float("nan")
+    latents.save(tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match="1 numbers of its vectors are NaN or infinite"):
+        Latents.load(tmp_path / "clip.safetensors")
+
+
+def test_whoever_may_read_a_new_file_may_read_a_file_of_tokens(tmp_path):
+    (tmp_path / "new").touch()
+    made(CAUSAL).save(tmp_path / "clip.safetensors")
+    assert (tmp_path / "clip.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_a_file_without_tokens_or_with_float_ids_is_refused(tmp_path):
     latents = made(CAUSAL)
     assert latents.ids is not None
-    save_file({"ids": latents.ids}, tmp_path / "clip.safetensors", metadata=header_of(latents))
-    with pytest.raises(ValueError, match="expected the tensor 'tokens'"):
+    save_file({"length": torch.ones(2)}, tmp_path / "clip.safetensors", metadata=header_of(latents))
+    with pytest.raises(ValueError, match="expected the tensors 'tokens' or 'ids'"):
         Latents.load(tmp_path / "clip.safetensors")
     tensors = {"tokens": latents.tokens, "ids": latents.ids.float()}
     save_file(tensors, tmp_path / "clip.safetensors", metadata=header_of(latents))

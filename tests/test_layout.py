@@ -19,7 +19,8 @@ RECIPE_FOLDERS = ("tokenizers", "pipelines", "eval")
 # and what `vidgen.part` itself exports, the part's interface; "front door" means `vidgen.load` and `vidgen.build`.
 # A part may always import itself.
 LAYERS: dict[str, set[str]] = {
-    "latents": set(),
+    "files": set(),
+    "latents": {"files"},
     "kernels": set(),
     "nn": {"latents", "kernels"},
     "bottlenecks": {"latents", "kernels", "nn"},
@@ -34,9 +35,10 @@ LAYERS: dict[str, set[str]] = {
     },
     "codec": {"latents", "kernels", "nn", "bottlenecks", "schedulers", "conditioning", "tokenizers", "generators"},
     "data": {"latents"},
-    "eval": {"latents", "data", "nn.fingerprint", "tokenizers.base", "generators.base", "pipelines.base"},
+    "eval": {"files", "latents", "data", "nn.fingerprint", "tokenizers.base", "generators.base", "pipelines.base"},
     "training": {
         "front door",
+        "files",
         "latents",
         "nn",
         "data",
@@ -50,6 +52,7 @@ LAYERS: dict[str, set[str]] = {
         "generators.presets",
         "matchers",
         "pipelines.presets",
+        "pipelines.cascade_presets",
         "generators.base",
         "pipelines.base",
     },

@@ -20,6 +20,7 @@ from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, M
 from vidgen.matchers import MATCHERS
 from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.pipelines import PIPELINES, VideoPipeline
+from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import TOKENIZERS
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
@@ -391,6 +392,11 @@ def test_every_pipeline_preset_names_a_tokenizer_and_fits_it(name):
     kind, parameters = NETWORKS[name]
     assert type(network) is kind
     assert network.num_parameters() == parameters
+
+
+def test_every_preset_has_a_name_of_its_own():
+    tables = (TOKENIZER_PRESETS, PIPELINE_PRESETS, CASCADE_PRESETS, MATCHER_PRESETS)
+    assert len(loading.ALL_PRESETS) == sum(len(table) for table in tables)
 
 
 def test_build_gives_any_preset_and_the_seed_decides(monkeypatch):

@@ -13,7 +13,7 @@ from vidgen.pipelines.masked_presets import MASKED_PRESETS
 from vidgen.schedulers import AbsorbingScheduler
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 
-PUBLISHED = {"magvit-b": 87e6, "magvit-l": 306e6, "magvit-v2": 307e6}  # the papers of MAGVIT and MAGVIT-v2
+PUBLISHED = {"magvit-b": 87e6, "magvit-l": 306e6, "magvit-v2-mlm": 307e6}  # the papers of MAGVIT and MAGVIT-v2
 
 
 @pytest.mark.parametrize("name", MASKED_PRESETS)

@@ -26,6 +26,7 @@ from vidgen.data.shapes import ShapesWorld
 from vidgen.eval.ranks import join_launch
 from vidgen.tokenizers import CausalConvTokenizer, WrappingTokenizer
 from vidgen.tokenizers.discriminator import DiscriminatorPanel, PatchDiscriminator
+from vidgen.tokenizers.presets import TOKENIZER_PRESETS
 from vidgen.training import (
     CheckpointNotWritten,
     DataConfig,
@@ -37,7 +38,7 @@ from vidgen.training import (
     amx,
     train_tokenizer,
 )
-from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
+from vidgen.training.checkpoint import Checkpoint, CheckpointFolder, write_folder
 from vidgen.training.clips import collate, held_out_share, training_clips, validation_clips
 from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
 from vidgen.training.ema import MovingAverage
@@ -583,6 +584,18 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     assert folder.steps() == [4]
     folder.save(replace(empty, step=8))
     assert not (tmp_path / ".step-00000008.unfinished").exists()
+
+
+def test_whoever_may_read_a_new_file_may_read_the_weights(tmp_path):
+    (tmp_path / "new").touch()
+    folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)
+    weights = {"a": torch.zeros(2)}
+    folder.save(Checkpoint(step=4, weights=weights, averages=weights, training={}, header={"validation": None}))
+    model = TOKENIZER_PRESETS["shapes-fsq"].tiny().build()
+    write_folder(tmp_path / "model", model.save_pretrained)
+    files = [*(tmp_path / "checkpoints").rglob("*.safetensors"), *(tmp_path / "model").rglob("*.safetensors")]
+    assert len(files) == 3
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "new").stat().st_mode}
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):

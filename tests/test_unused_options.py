@@ -16,6 +16,7 @@ from vidgen.training import (
     DataConfig,
     GeneratorRun,
     MatcherRun,
+    OptimiserConfig,
     TokenizerRun,
     train_generator,
     train_matcher,
@@ -52,6 +53,13 @@ def checked(run: Run) -> list[str]:
         ({"adversarial_warmup": 5}, "adversarial_warmup .*--adversarial-weight above 0 or leave --adversarial-warmup"),
         ({"adversarial_loss": "non-saturating"}, "adversarial_loss .* set --adversarial-weight above 0"),
         ({"discriminator_axes": "both"}, "discriminator_axes .* set --adversarial-weight above 0"),
+        ({"adaptive_weight": False}, "adaptive_weight .* set --adversarial-weight above 0"),
+        ({"discriminator_start": 5}, "discriminator_start .* set --adversarial-weight above 0"),
+        ({"discriminator_kind": "transformer"}, "discriminator_kind .* set --adversarial-weight above 0"),
+        ({"discriminator_width": 3}, "discriminator_width .* set --adversarial-weight above 0"),
+        ({"discriminator_optimiser": OptimiserConfig(learning_rate=1e-3)}, "discriminator_optimiser .* above 0"),
+        ({"recipe_without": ("adversarial_weight",)}, "recipe_without .* set --recipe NAME"),
+        ({"perceptual_network": "lpips-vgg"}, "perceptual_network does nothing without perceptual_weight"),
         ({"perceptual_frames": 2}, "perceptual_frames does nothing without perceptual_weight; set --perceptual-weight"),
         ({"distillation_channels": 2}, "distillation_channels does nothing without .* set --distillation-weight"),
         ({"adversarial_weight": 0.1, "steps": 2000}, "discriminator_start is 2000, so all of the 2000 steps have no"),
@@ -120,6 +128,14 @@ def test_options_of_folders_are_refused_for_drawn_clips(source: str, name: str, 
     with pytest.raises(ValueError, match=f"{name} is a matter of folders of videos, .* leave {option} out"):
         checked(tokenizer_run(tmp_path, data=DataConfig(**data)))
     assert checked(tokenizer_run(tmp_path, data=DataConfig(**{**data, "source": "my_videos"}))) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("objects", (1,)), ("data_seed", 3)])
+def test_options_of_worlds_are_refused_for_files(name: str, value: Any, tmp_path: Path):
+    data: Any = {"source": "my_videos", name: value}
+    with pytest.raises(ValueError, match=f"{name} is a matter of drawn clips, and those of 'my_videos' are files"):
+        checked(tokenizer_run(tmp_path, data=DataConfig(**data)))
+    assert checked(tokenizer_run(tmp_path, data=DataConfig(**{**data, "source": "shapes"}))) == []
 
 
 def test_every_kind_of_run_refuses_what_its_clips_do_not_ask_for(tmp_path: Path):

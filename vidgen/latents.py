@@ -5,17 +5,19 @@ import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from vidgen.files import save_tensors
 
 VideoSize = tuple[int, int, int]  # frames, height, width
 
 AXES = "thw"
+ID_TYPES = (torch.uint8, torch.int16, torch.int32, torch.long)  # of ids in files; in memory they are long
 NO_PLACE = -1  # coordinate of a token along an axis that its part does not have
 
 
@@ -172,6 +174,18 @@ class LatentSpec:
         for part in fields["parts"]:
             parts.append(LatentPart(**{**part, "stride": tuple(part["stride"]), "codebooks": tuple(part["codebooks"])}))
         return cls(parts=tuple(parts), causal=fields["causal"], streamable=fields["streamable"])
+
+
+class ReadsIds(Protocol):
+    """What a tokenizer of ids is to a file of ids."""
+
+    @property
+    def spec(self) -> LatentSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def reals_from_ids(self, ids: Tensor, size: VideoSize | None = None) -> Tensor: ...
 
 
 @dataclass
@@ -333,26 +347,40 @@ class Latents:
                 f"along time; these have the parts {[(p.name, p.axes, p.stride) for p in self.spec.parts]}"
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file that `load` reads; `metadata` travels along. The file appears when it is whole."""
-        tensors = {"ids": self.ids} if self.ids is not None else {}
-        tensors["tokens"] = self.tokens
+    def save(self, path: str | Path, *, ids_only: bool = False) -> None:
+        """Write a safetensors file that `load` reads; `metadata` travels along. The file appears when it is whole.
+
+        Ids take as few bytes as their codebooks allow. With `ids_only` the vectors are left out where there are ids:
+        a file of a fifth of the size or less, which only the tokenizer that made it can read.
+        """
+        if ids_only and self.start > 0:
+            raise ValueError("a chunk of a stream is saved with its vectors; leave ids_only out, or join the chunks")
+        tensors = {}
+        if self.ids is not None:
+            self._check_ids()  # a narrow type would make others of them
+            tensors["ids"] = self.ids.to(_narrowest(self.spec))
+        if self.ids is None or not ids_only:
+            tensors["tokens"] = self.tokens
         if self.length is not None:
             tensors["length"] = self.length
         header = {"size": json.dumps(self.size), "start": str(self.start), "spec": json.dumps(self.spec.to_json())}
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         unfinished = Path(f"{path}.part")
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        save_file(contiguous, unfinished, metadata={**self.metadata, **header})
+        on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        save_tensors(on_cpu, unfinished, metadata={**self.metadata, **header})
         os.replace(unfinished, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Latents":
+    def load(cls, path: str | Path, tokenizer: ReadsIds | None = None) -> "Latents":
         """Read what `save` wrote.
+
+        Args:
+            tokenizer: the one that made the file, for files that hold ids only.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged or holds something else; the message says what.
+            ValueError: the file is damaged or holds something else, or is of ids only and there is no tokenizer; the
+                message says what.
         """
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -361,22 +389,39 @@ class Latents:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); encode the clip again") from error
         missing = sorted({"size", "start", "spec"} - header.keys())
-        if missing or "tokens" not in tensors:
+        if missing or not {"tokens", "ids"} & tensors.keys():
             raise ValueError(
-                f"{path} is not a latents file: expected the tensor 'tokens' and a header with size, start and spec, "
-                f"got the tensors {sorted(tensors)} and the header entries {sorted(header)}"
+                f"{path} is not a latents file: expected the tensors 'tokens' or 'ids' and a header with size, start "
+                f"and spec, got the tensors {sorted(tensors)} and the header entries {sorted(header)}"
             )
+        if "tokens" not in tensors and tokenizer is None:
+            raise ValueError(f"{path} holds ids only, whose vectors its tokenizer knows: Latents.load(path, tokenizer)")
         try:
             frames, height, width = (int(extent) for extent in json.loads(header.pop("size")))
             start, spec = int(header.pop("start")), LatentSpec.from_json(json.loads(header.pop("spec")))
-            ids, length = tensors.get("ids"), tensors.get("length")
-            latents = cls(tensors["tokens"], ids, (frames, height, width), spec, length, start, header)
+            size, ids, length = (frames, height, width), tensors.get("ids"), tensors.get("length")
+            if ids is not None and ids.dtype in ID_TYPES:
+                ids = ids.long()
+            tokens = tensors.get("tokens")
+            if tokens is None:  # so that all else is checked before the tokenizer looks into its codebook
+                tokens = torch.zeros(len(tensors["ids"]), spec.num_tokens(size, start=start), spec.channels)
+            latents = cls(tokens, ids, size, spec, length, start, header)
             latents._check_ids()
+            if not latents.tokens.isfinite().all():
+                raise ValueError(
+                    f"{int((~latents.tokens.isfinite()).sum())} numbers of its vectors are NaN or infinite"
+                )
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a latents file that fits together: {error}") from error
-        return latents
+        if "tokens" in tensors:
+            return latents
+        assert tokenizer is not None and latents.ids is not None
+        if tokenizer.spec != spec:
+            raise ValueError(f"{path} holds ids of another kind of tokenizer; give the one that made them")
+        return replace(latents, tokens=tokenizer.reals_from_ids(latents.ids.to(tokenizer.device), size).detach().cpu())
 
     def _check_ids(self) -> None:
+        """ValueError for ids that are none of the codebook's."""
         if self.ids is None:
             return
         if self.ids.dtype != torch.long:
@@ -386,9 +431,15 @@ class Latents:
             outside = (ids < 0) | (ids >= torch.tensor(part.codebooks))
             if outside.any():
                 raise ValueError(
-                    f"part {part.name!r} has codebooks of {part.codebooks} codes, but the file holds "
+                    f"part {part.name!r} has codebooks of {part.codebooks} codes, and there are "
                     f"{int(outside.sum())} ids outside them, such as {int(ids[outside][0])}"
                 )
+
+
+def _narrowest(spec: LatentSpec) -> torch.dtype:
+    """The smallest integer type that holds all ids."""
+    most = max(codes for part in spec.parts for codes in part.codebooks)
+    return next(kind for kind in ID_TYPES if most - 1 <= torch.iinfo(kind).max)
 
 
 def _joined(chunks: list[list[Tensor]]) -> Tensor:

@@ -75,6 +75,10 @@ def folder_of(name: str, options: dict[str, Any]) -> Path:
         folder = Path(name)
     if not folder.exists() and looks_like_hub_id(name):
         return hub_folder(name, options)
+    if not folder.exists() and len(folder.parts) > 1:
+        raise ValueError(
+            f"there is no folder {name}; give that of a saved model, or a name: {', '.join(builtin_names())}"
+        )
     if not folder.exists() and name in ALL_PRESETS:
         raise ValueError(
             f"{name} is a preset, which has no weights yet: train it (`vidgen train-tokenizer`, `vidgen "
@@ -280,8 +284,7 @@ def hub_folder(name: str, options: dict[str, Any], *, allow_patterns: list[str] 
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"no built-in model or folder is called {name!r}, and the hub did not give it: {reason}; "
-            f"{suggestion(name, builtin_names())}"
+            f"there is no folder {name}, and the hub did not give a model of that name: {reason}"
         ) from error
 
 
@@ -307,7 +310,7 @@ def looks_like_hub_id(name: str) -> bool:
 def suggestion(name: str, names: list[str]) -> str:
     if not names:
         return "this installation has no built-in models; give the folder of a saved one"
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(names)}"
 
 

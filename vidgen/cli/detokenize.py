@@ -62,11 +62,12 @@ def run(command: Command) -> None:
     refused = 0
     for file in files:
         try:
-            latents = Latents.load(file)
+            latents = Latents.load(file, tokenizer)
             check_origin(latents, file, tokenizer=command.tokenizer, weights=weights)
             rate = frame_rate(latents, file) if command.fps is None else command.fps
             below = file.relative_to(command.tokens) if command.tokens.is_dir() else Path(file.name)
-            paths = output_files(command.output / below.with_name(video_name(file, command.format)), len(latents))
+            name = video_name(file, command.format, frames=latents.size[0])
+            paths = output_files(command.output / below.with_name(name), len(latents))
             for number, path in enumerate(paths):
                 with torch.inference_mode():
                     write_video(path, decoded(tokenizer, [latents[number : number + 1]]), fps=rate)
@@ -114,10 +115,14 @@ def frame_rate(latents: "Latents", file: Path) -> float:
     return rate
 
 
-def video_name(file: Path, format: str | None) -> str:
-    """`clip.mp4.safetensors` -> `clip.mp4`; of a format that cannot be written, `clip.avi.mp4`."""
+def video_name(file: Path, format: str | None, *, frames: int) -> str:
+    """`clip.mp4.safetensors` -> `clip.mp4`; of a format that cannot be written, `clip.avi.mp4`; of an image, `.png`."""
+    from vidgen.data.decode import IMAGE_SUFFIXES
+
     name = file.name.removesuffix(".safetensors")
     stem, suffix = Path(name).stem, Path(name).suffix.lower()
+    if format is None and frames == 1 and suffix in IMAGE_SUFFIXES:
+        return name if suffix == ".png" else f"{name}.png"
     if format is None:
         return name if suffix in VIDEOS else f"{name}.mp4"
     kept = stem if suffix in VIDEOS else name

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from vidgen.cli.loading import load_tokenizer, pick_device
+from vidgen.cli.loading import load_tokenizer, make_folder, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ def run_distance(options: DistanceOptions, protocol_name: str, metrics: tuple[st
     from vidgen.eval.ranks import join_launch, rank
     from vidgen.eval.video_survey import check_alike, survey
 
+    make_folder(options.output)
     device = join_launch(pick_device(options.device))
     speaks = rank() == 0
     protocol, overrides = get_protocol(protocol_name, FeatureProtocol), {}

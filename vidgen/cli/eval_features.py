@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from vidgen.cli.distances import NetworkOptions, cache_folder, pick_extractor
-from vidgen.cli.loading import pick_device
+from vidgen.cli.loading import make_folder, pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ def run(command: Command) -> None:
     from vidgen.eval.ranks import join_launch, rank
     from vidgen.eval.video_survey import survey
 
+    make_folder(command.output)
     device = join_launch(pick_device(command.device))
     speaks = rank() == 0
     protocol, extractor, _ = pick_extractor(command, get_protocol(command.protocol, FeatureProtocol), device)
@@ -51,7 +52,6 @@ def run(command: Command) -> None:
     say = print if speaks else lambda line: None
     features = extract_features(examined.survey, extractor, protocol, device=device, say=say, **reading)
     if speaks:
-        command.output.parent.mkdir(parents=True, exist_ok=True)
         features.save(command.output)
         rows, width = features.features.shape
         print(f"wrote {command.output}: {rows} rows of {width} features from {features.num_videos} videos")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from vidgen.cli.loading import Precision, load_pipeline, pick_device
+from vidgen.cli.loading import Precision, load_pipeline, make_folder, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,9 @@ class Command:
     into FILE.clips/ as they come.
 
     Example: vidgen eval generation --models shapes-masked shapes-flow --num-prompts 100 -o generation.json
+
     Example: vidgen eval generation --models DIR --vbench-prompts all_dimension.txt --keep vbench/
+
     Example: vidgen eval generation --videos samples/ --clip clip-vit-base-patch32/ -o samples.json
     """
 
@@ -81,6 +83,8 @@ class Command:
     def __post_init__(self) -> None:
         if not self.models and not self.videos:
             raise ValueError("nothing to score; give --models NAMES or --videos DIRS")
+        if self.num_prompts < 1:
+            raise ValueError(f"--num-prompts must be at least 1, got {self.num_prompts}")
         if self.models and self.output is None and self.keep is None:
             raise ValueError("the models' videos need a place; give -o FILE or --keep DIR")
         if self.prompts is not None and self.vbench_prompts is not None:
@@ -101,6 +105,7 @@ def run(command: Command) -> None:
     from vidgen.eval.report import model_label
     from vidgen.eval.samples import samples_in
 
+    make_folder(command.output)
     device = pick_device(command.device)
     lpips: list[tuple[LpipsNet, Path]] = [] if command.lpips_weights is None else [("alex", command.lpips_weights)]
     diversity = Diversity(distances_from_files(command.squeezenet_weights, lpips))

@@ -48,7 +48,7 @@ class Command(eval_recon.Command):
 
 def run(command: Command) -> None:
     """Do it; errors are for the user."""
-    from vidgen.cli.loading import pick_device
+    from vidgen.cli.loading import make_folder, pick_device
     from vidgen.cli.tables import print_whole
     from vidgen.eval.bootstrap import Bootstrap
     from vidgen.eval.protocol import ReconstructionProtocol
@@ -57,6 +57,7 @@ def run(command: Command) -> None:
     from vidgen.eval.rate_distortion import Family, RateDistortionReport
     from vidgen.eval.recon_suite import evaluate
 
+    make_folder(command.output)
     coders = codec_subjects(command)
     families = {}
     for coder in coders:

@@ -1,12 +1,15 @@
 """`vidgen eval recon`: how well tokenizers give clips back, how small their tokens are, how fast they are."""
 
+import sys
+import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from vidgen.cli.loading import Precision, load_tokenizer, pick_device
+from vidgen.cli.loading import Precision, load_tokenizer, make_folder, pick_device
 
 if TYPE_CHECKING:
     from vidgen.eval.clips import ClipSet
@@ -86,6 +89,8 @@ def run(command: Command) -> None:
         subject_named(name, command, device=str(device), originals=originals, protocol=protocol)
         for name in command.tokenizers
     ]
+    for path in (command.output, command.html):
+        make_folder(path)
     report = evaluate(
         subjects,
         clips,
@@ -93,6 +98,7 @@ def run(command: Command) -> None:
         distances=distances,
         bootstrap=Bootstrap(resamples=command.resamples),
         records=None if command.output is None else command.output.with_suffix(".clips"),
+        on_clip=Told(len(clips.clips)) if rank() == 0 else None,
         allow_missing=command.allow_missing,
     )
     if rank() > 0:
@@ -107,6 +113,21 @@ def run(command: Command) -> None:
 
         write_reconstruction(command.html, report, frames_beside(report, subjects, clips))
         print(f"wrote {command.html}")
+
+
+class Told:
+    """Says now and then, where the errors go, which clip is about to be scored."""
+
+    def __init__(self, clips: int, *, every: float = 10.0) -> None:
+        self.clips, self.every = clips, every
+        self.seen: Counter[str] = Counter()
+        self.last = time.monotonic()
+
+    def __call__(self, subject: str, clip: str) -> None:
+        self.seen[subject] += 1
+        if time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            print(f"{subject}: clip {self.seen[subject]} of {self.clips}, {clip}", file=sys.stderr)
 
 
 def with_overrides(protocol: "ReconstructionProtocol", command: Command) -> "ReconstructionProtocol":

@@ -1,18 +1,21 @@
 """`vidgen generate`: a video from a prompt."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vidgen.cli.loading import Precision, load_pipeline
+from vidgen.cli.loading import Precision, load_generator
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from vidgen.latents import VideoSize
+    from vidgen.pipelines import Cascade
     from vidgen.pipelines.base import VideoPipeline
 
 SIZE = {"num_frames": 17, "height": 64, "width": 64}  # of a model that says nothing about its own
@@ -38,7 +41,7 @@ class Command:
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
     """The file to write: .mp4, .webm, .gif, or a name without a suffix for a folder of PNGs; several get numbers."""
     model: str = "shapes-masked"
-    """Built-in name (see `vidgen models`), folder, or hub id."""
+    """Built-in name (see `vidgen models`), folder, or hub id; of a pipeline, or of a cascade of several."""
     num_videos: int = 1
     """How many videos to make; each has noise of its own, the first the same as when it is the only one."""
     then: Annotated[tuple[tuple[int, str], ...], arg(metavar="FRAME PROMPT …")] = ()
@@ -81,6 +84,11 @@ class Command:
     precision: Precision = "fp32"
     """Number format of the networks."""
 
+    @property
+    def timeline(self) -> Any:
+        """The prompt, or all of them with their first frames."""
+        return [(0, self.prompt), *self.then] if self.then else self.prompt
+
     def __post_init__(self) -> None:
         if self.num_videos < 1:
             raise ValueError(f"--num-videos must be at least 1, got {self.num_videos}")
@@ -90,6 +98,10 @@ class Command:
             raise ValueError("--start-frames says how much of --start to take; give --start FILE too")
         if self.strength is not None and self.edit is None:
             raise ValueError("--strength says how much of a clip is made anew; give --edit FILE too")
+        if self.latents is not None and self.latents.suffix != ".safetensors":
+            raise ValueError(
+                f"--latents is a safetensors file: give a name that ends in .safetensors, got {self.latents}"
+            )
         if self.edit is not None and (self.start is not None or self.num_frames is not None):
             raise ValueError("--edit changes all frames of a clip; leave --start and --num-frames out")
 
@@ -101,24 +113,37 @@ def output_files(path: Path, count: int) -> list[Path]:
 
 def run(command: Command) -> None:
     """Do it; errors are for the user."""
-    import torch
-    from einops import rearrange
-
     from vidgen.data import read_video, to_tensor, write_video
     from vidgen.data.write import check_writable
+    from vidgen.pipelines import Cascade
 
     paths = output_files(command.output, command.num_videos)
     for path in paths:
         check_writable(path, fps=command.fps)
+    if not command.prompt.strip():
+        print("vidgen: the prompt is empty: the video is one of any", file=sys.stderr)
     given = None
     if command.start is not None or command.edit is not None:
         path, most = (command.start, command.start_frames) if command.edit is None else (command.edit, None)
         assert path is not None
         given = to_tensor(read_video(path, max_frames=most).frames)
-    pipeline = load_pipeline(command.model, device=command.device, precision=command.precision)
+    model = load_generator(command.model, device=command.device, precision=command.precision)
+    made = of_cascade(command, model, given) if isinstance(model, Cascade) else of_pipeline(command, model, given)
+    size, videos = made
+    for path, video in zip(paths, videos, strict=True):
+        write_video(path, video, fps=command.fps)
+        print(f"wrote {path} ({size[0]} frames of {size[2]}x{size[1]})")
+
+
+def of_pipeline(
+    command: Command, pipeline: "VideoPipeline", given: "torch.Tensor | None"
+) -> "tuple[VideoSize, Iterable[Any]]":
+    """The size of the videos, and each as `write_video` takes it; longer ones than a window come as they are made."""
+    import torch
+    from einops import rearrange
+
     size = {name: pipeline.default(name, getattr(command, name), SIZE[name]) for name in SIZE}
     window = pipeline.default("num_frames", command.window, SIZE["num_frames"])
-    prompt: Any = [(0, command.prompt), *command.then] if command.then else command.prompt
     call = {
         "negative_prompt": command.negative_prompt,
         "num_inference_steps": command.steps,
@@ -133,22 +158,52 @@ def run(command: Command) -> None:
         assert given is not None
         call["strength"] = 0.6 if command.strength is None else command.strength
         size = dict(zip(SIZE, given.shape[1:], strict=True))
-    if size["num_frames"] > window and command.edit is None:
+    extent = (size["num_frames"], size["height"], size["width"])
+    if extent[0] <= window or command.edit is not None:
+        sampling: Any = pipeline
+        made = sampling(
+            command.timeline, **size, **call, num_videos_per_prompt=command.num_videos, output_type="pt"
+        ).frames
         if command.latents is not None:
-            raise ValueError(
-                f"--latents holds the tokens of one window, and {size['num_frames']} frames take several of {window}; "
-                f"leave --latents out or make them at once: --window {size['num_frames']}"
-            )
-        long = {**size, **call, "window_frames": window, "overlap_frames": command.overlap}
-        videos: Any = (streamed(pipeline.extend_stream(prompt, **long)) for _ in paths)
-    else:
-        made = pipeline(prompt, **size, **call, num_videos_per_prompt=len(paths), output_type="pt").frames
-        videos = (rearrange(video, "t c h w -> c t h w") * 2 - 1 for video in made)
+            describe_latents(command, pipeline)
+        return extent, (rearrange(video, "t c h w -> c t h w") * 2 - 1 for video in made)
     if command.latents is not None:
-        describe_latents(command, pipeline)
-    for path, video in zip(paths, videos, strict=True):
-        write_video(path, video, fps=command.fps)
-        print(f"wrote {path} ({size['num_frames']} frames of {size['width']}x{size['height']})")
+        raise ValueError(
+            f"--latents holds the tokens of one window, and {extent[0]} frames take several of {window}; leave "
+            f"--latents out or make them at once: --window {extent[0]}"
+        )
+    long = {**size, **call, "window_frames": window, "overlap_frames": command.overlap}
+    return extent, (streamed(pipeline.extend_stream(command.timeline, **long)) for _ in range(command.num_videos))
+
+
+def of_cascade(command: Command, chain: "Cascade", given: "torch.Tensor | None") -> "tuple[VideoSize, Iterable[Any]]":
+    """As `of_pipeline`; sizes that a call names are those of the base's video, and a clip to edit takes its place."""
+    import torch
+
+    for name in ("start", "strength", "latents", "window", "overlap"):
+        if getattr(command, name) is not None:
+            raise ValueError(
+                f"--{name} is a matter of one pipeline, and {command.model} is a cascade of several; leave it out"
+            )
+    call: dict[str, Any] = {
+        "num_frames": command.num_frames,
+        "height": command.height,
+        "width": command.width,
+        "num_inference_steps": command.steps,
+        "guidance_scale": command.guidance,
+        "num_candidates": command.candidates,
+        "negative_prompt": command.negative_prompt,
+    }
+    call = {name: value for name, value in call.items() if value is not None}
+    if given is not None:
+        call["video"], size = given, given.shape[1:]
+    elif chain.base is None:
+        raise ValueError(f"{command.model} has no base pipeline: give the video that it is to refine (--edit FILE)")
+    else:
+        size = tuple(chain.base.default(name, getattr(command, name), SIZE[name]) for name in SIZE)
+    generator = torch.Generator().manual_seed(command.seed)
+    videos = (streamed(chain.stream(command.timeline, generator=generator, **call)) for _ in range(command.num_videos))
+    return chain.size((size[0], size[1], size[2])), videos
 
 
 def describe_latents(command: Command, pipeline: "VideoPipeline") -> None:

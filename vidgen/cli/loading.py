@@ -1,5 +1,6 @@
 """How a command gets the model it was asked for, on the device it was asked for, or one clear line."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -53,13 +54,39 @@ def load_pipeline(name: str, *, device: str, precision: Precision) -> Any:
     """The pipeline called `name` (built-in name, folder, hub id), ready for inference: a `VideoPipeline`."""
     from vidgen.pipelines.base import VideoPipeline
 
+    model = load_generator(name, device=device, precision=precision)
+    if not isinstance(model, VideoPipeline):
+        raise ValueError(
+            f"expected a pipeline, and {name!r} is a cascade of several; `vidgen generate` runs it, and "
+            f"vidgen.load({name!r}).pipelines are those that it has"
+        )
+    return model
+
+
+def load_generator(name: str, *, device: str, precision: Precision) -> Any:
+    """The pipeline or cascade called `name`, ready for inference."""
+    from vidgen.pipelines import Cascade
+    from vidgen.pipelines.base import VideoPipeline
+
     place = pick_device(device)
     model = _load(name, precision)
-    if not isinstance(model, VideoPipeline):
+    if not isinstance(model, VideoPipeline | Cascade):
         raise ValueError(
             f"expected a pipeline, and {name!r} is a {type(model).__name__}; `vidgen models` lists pipelines"
         )
     return model.to(place)
+
+
+def make_folder(output: Path | None) -> None:
+    """Make the folder that a result shall lie in before it is computed; ValueError if it cannot lie there."""
+    if output is None:
+        return
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {output}: {output.parent} cannot be a folder ({error.strerror})") from error
+    if output.is_dir():
+        raise ValueError(f"cannot write {output}: a folder has that name; choose another one")
 
 
 def _load(name: str, precision: Precision) -> Any:

@@ -14,7 +14,7 @@ class Command:
     """Send a clip through a tokenizer and back.
 
     The result has exactly as many frames as the clip, each of exactly its size. Long clips are streamed: memory stays
-    the same however long they are, as far as the tokenizer can stream.
+    the same however long they are, as far as the tokenizer can stream. Sound is left out.
 
     Example: vidgen reconstruct clip.mp4 --tokenizer shapes-fsq -o back.mp4
     """
@@ -24,7 +24,9 @@ class Command:
     tokenizer: str
     """Built-in name (see `vidgen models`), folder, or hub id."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
-    """The file to write: .mp4, .webm, .gif, or a name without a suffix for a folder of PNGs."""
+    """The file to write: .mp4, .webm, .gif, .png for an image, or a name without a suffix for a folder of PNGs."""
+    allow_damaged: bool = False
+    """Take what can be read of a damaged clip, and say how much was lost, instead of an error."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "fp32"
@@ -35,11 +37,17 @@ def run(command: Command) -> None:
     """Do it; errors are for the user."""
     import torch
 
-    from vidgen.cli.streaming import reconstructed
+    from vidgen.cli.streaming import Counted, reconstructed
     from vidgen.data import iter_frames, probe, write_video
+    from vidgen.data.write import check_writable
 
     info = probe(command.clip)
+    check_writable(command.output, fps=info.fps)
+    if command.output.exists() and command.output.samefile(command.clip):
+        raise ValueError(f"{command.output} is the clip itself, which would be lost; choose another name")
     tokenizer = load_tokenizer(command.tokenizer, device=command.device, precision=command.precision)
+    frames = iter_frames(command.clip, strict=not command.allow_damaged)
     with torch.inference_mode():
-        write_video(command.output, reconstructed(tokenizer, iter_frames(command.clip)), fps=info.fps)
-    print(f"wrote {command.output} ({info.width}x{info.height} at {info.fps:g} frames/s)")
+        made = Counted(reconstructed(tokenizer, frames), total=info.num_frames)
+        write_video(command.output, made, fps=info.fps)
+    print(f"wrote {command.output} ({made.count} frames of {info.width}x{info.height} at {info.fps:g} frames/s)")

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 from einops import rearrange
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from vidgen.data.video import to_frames, to_tensor
@@ -46,6 +48,24 @@ def decoded(tokenizer: Tokenizer, latents: Iterable[Latents]) -> Iterator[np.nda
     on_device = (chunk.to(tokenizer.device, tokenizer.dtype) for chunk in latents)
     for chunk in tokenizer.decode_chunks(on_device):
         yield from to_frames(rearrange(chunk.float(), "1 c t h w -> c t h w"))
+
+
+class Counted:
+    """Frames on their way, counted, with a bar where the errors go if that is a terminal.
+
+    Args:
+        total: how many are expected, if that is known.
+    """
+
+    def __init__(self, frames: Iterable[np.ndarray], *, total: int | None) -> None:
+        self.frames, self.total, self.count = frames, total, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        console = Console(stderr=True)
+        hidden = not console.is_terminal
+        for frame in track(self.frames, "frames", self.total, console=console, transient=True, disable=hidden):
+            self.count += 1
+            yield frame
 
 
 def _batch(frames: list[np.ndarray], tokenizer: Tokenizer) -> Tensor:

@@ -16,8 +16,9 @@ from vidgen.cli.loading import Precision, load_identified_tokenizer
 class Command:
     """Write the tokens of every clip in a folder: one safetensors file for each, under the same name.
 
-    `vidgen detokenize` makes them videos again; `vidgen.latents.Latents.load(FILE)` reads one for `tokenizer.decode`. A
-    clip that cannot be read is named and left out, the others are written, and the exit code is 2.
+    `vidgen detokenize` makes them videos again; `vidgen.latents.Latents.load(FILE, tokenizer)` reads one for
+    `tokenizer.decode`. Where tokens are ids, nothing else is written. A clip that cannot be read is named and left out,
+    the others are written, and the exit code is 2.
 
     Example: vidgen tokenize clips/ --tokenizer shapes-fsq -o tokens/
     """
@@ -28,6 +29,8 @@ class Command:
     """Built-in name (see `vidgen models`), folder, or hub id."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="OUT")]
     """The folder to write to; made when it does not exist."""
+    allow_damaged: bool = False
+    """Take what can be read of damaged clips, and say how much was lost, instead of leaving them out."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "fp32"
@@ -50,7 +53,7 @@ def run(command: Command) -> None:
         try:
             rate = probe(clip).fps
             with torch.inference_mode():
-                latents = tokens_of(tokenizer, iter_frames(clip))
+                latents = tokens_of(tokenizer, iter_frames(clip, strict=not command.allow_damaged))
         except VideoError as error:
             unreadable += 1
             print(f"vidgen: {one_line(error)}", file=sys.stderr)
@@ -60,10 +63,9 @@ def run(command: Command) -> None:
         path = command.output / below.with_name(f"{below.name}.safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         latents.metadata.update(tokenizer=command.tokenizer, weights_sha256=weights, fps=f"{rate:g}")
-        latents.save(path)
+        latents.save(path, ids_only=True)
         frames, height, width = latents.size
         print(f"{path}: {latents.tokens.shape[1]} tokens of {frames} frames of {width}x{height}")
     if unreadable:
-        raise ValueError(
-            f"{unreadable} of {len(clips)} clips could not be read (named above); the others are in {command.output}"
-        )
+        others = f"; the others are in {command.output}" if unreadable < len(clips) else ""
+        raise ValueError(f"{unreadable} of {len(clips)} clips could not be read (named above){others}")

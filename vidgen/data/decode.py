@@ -194,7 +194,7 @@ def _decode(path: Path, described: _Stream, *, start: float, strict: bool, max_p
         lost = f"{max(total - used, 1)} of {max(total, used + 1)} frames" if total else "an unknown number of frames"
         message = f"{path}: damaged after {used} frames, {lost} lost ({damage})"
         if strict:
-            raise VideoError(f"expected an undamaged video; {message}; repair it or read it with strict=False")
+            raise VideoError(f"expected an undamaged video; {message}; repair it, or take what is left (strict=False)")
         warnings.warn(message, DamagedVideoWarning, stacklevel=2)
 
 

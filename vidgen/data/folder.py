@@ -183,7 +183,8 @@ class VideoFolder(Dataset):
             if not self.repeat_last_frame:
                 raise VideoError(
                     f"expected a video that gives {self.num_frames} frames; {path} gives {len(frames)}; "
-                    "remove it, lower num_frames or stride, raise fps, or set repeat_last_frame"
+                    "remove it, ask for fewer frames (num_frames, stride), raise fps, or repeat its last frame "
+                    "(repeat_last_frame)"
                 )
             frames.extend(frames[-1:] * (self.num_frames - len(frames)))
         return np.stack(frames)

@@ -19,6 +19,7 @@ from torch import Tensor
 from vidgen.data.video import EXACT_COLOUR, to_frames
 
 _FORMATS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".gif": "gif"}
+_IMAGE = ".png"
 _QUALITY = {
     ".mp4": {"crf": "16", "preset": "medium"},
     ".webm": {"crf": "18", "b": "0", "cpu-used": "4", "row-mt": "1"},
@@ -28,7 +29,7 @@ _MAX_GIF_FPS = 50  # delays are whole hundredths of a second, and viewers slow a
 
 
 def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray | Image.Image], *, fps: float) -> Path:
-    """Write a video; the suffix of the path says how, and no suffix means a folder of PNGs.
+    """Write a video; the suffix of the path says how, and no suffix means a folder of PNGs, .png an image of one frame.
 
     mp4 is h264 and webm is vp9, near lossless for the eye, BT.709; sizes are kept exactly (an odd side makes the mp4
     4:4:4, which some hardware players refuse). A GIF has 256 colours per frame and hundredths of a second. PNGs
@@ -44,7 +45,8 @@ def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray | Image.Im
         The path.
 
     Raises:
-        ValueError: unknown suffix, fps out of range, no frames, frames of another shape, a folder in the way.
+        ValueError: unknown suffix, fps out of range, no frames, frames of another shape, several frames for an image, a
+            folder in the way.
     """
     path = check_writable(path, fps=fps)
     frames = _checked(iter(to_frames(video)) if isinstance(video, Tensor) else map(_levels, video))
@@ -56,6 +58,12 @@ def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray | Image.Im
     try:
         if path.suffix == "":
             _write_images(partial, chain([first], frames), fps=fps)
+        elif path.suffix.lower() == _IMAGE:
+            if next(frames, None) is not None:
+                raise ValueError(
+                    f"{path} can hold one frame, and there are more; leave the suffix out for a folder of PNGs"
+                )
+            _write_image(partial, first, fps=fps)
         else:
             _encode(partial, chain([first], frames), fps=fps)
         partial.replace(path)
@@ -68,10 +76,13 @@ def write_video(path: str | Path, video: Tensor | Iterable[np.ndarray | Image.Im
 def check_writable(path: str | Path, *, fps: float) -> Path:
     """The path, if `write_video` could write to it; ValueError as there, before any frame is made."""
     path = Path(path)
-    if path.suffix.lower() not in {*_FORMATS, ""}:
+    if path.suffix.lower() not in {*_FORMATS, _IMAGE, ""}:
         raise ValueError(
-            f"cannot write {path.name}: choose a name that ends in {', '.join(_FORMATS)}, or no suffix for PNGs"
+            f"cannot write {path.name}: choose a name that ends in {', '.join(_FORMATS)} or, for one frame, {_IMAGE}; "
+            "or no suffix for PNGs"
         )
+    if path.suffix and path.is_dir():
+        raise ValueError(f"cannot write {path}: a folder has that name; choose another one")
     if not 0 < fps <= 1000 or (path.suffix.lower() == ".gif" and fps > _MAX_GIF_FPS):
         raise ValueError(f"fps must be above 0 and at most 1000 ({_MAX_GIF_FPS} for a GIF); got {fps}")
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -105,10 +116,14 @@ def _checked(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _write_images(folder: Path, frames: Iterable[np.ndarray], *, fps: float) -> None:
     folder.mkdir()
+    for number, frame in enumerate(frames):
+        _write_image(folder / f"{number:06d}.png", frame, fps=fps)
+
+
+def _write_image(path: Path, frame: np.ndarray, *, fps: float) -> None:
     rate = PngInfo()
     rate.add_text("vidgen:fps", repr(float(fps)))
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{number:06d}.png", pnginfo=rate)
+    Image.fromarray(frame).save(path, pnginfo=rate)
 
 
 def _encode(path: Path, frames: Iterator[np.ndarray], *, fps: float) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidgen.data.decode import VideoError
@@ -25,6 +25,7 @@ from vidgen.eval.preprocess import clip_span, clip_starts, preprocess
 from vidgen.eval.protocol import ClipRule, FeatureProtocol, Preprocess
 from vidgen.eval.ranks import gathered, of_this_process
 from vidgen.eval.video_survey import Survey, SurveyedVideo, without
+from vidgen.files import save_tensors
 
 CHUNK_FRAMES = 16
 PIECE_FRAMES = 64
@@ -205,7 +206,7 @@ class FeatureCache:
             return
         name = hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()[:32]
         unfinished = self.folder / f"{name}.{os.getpid()}.part"
-        save_file({key: row.contiguous() for key, row in rows.items()}, unfinished)
+        save_tensors(rows, unfinished)
         os.replace(unfinished, self.folder / f"{name}.safetensors")
 
 

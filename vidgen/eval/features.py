@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vidgen.eval.protocol import differing_conditions
+from vidgen.files import save_tensors
 
 SCHEMA = "vidgen.features/1"
 SAME = 1e-5  # of the largest feature: what batching may change
@@ -46,7 +46,7 @@ class FeatureSet:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with the conditions in its header."""
         header = {"schema": SCHEMA, "videos": self.videos, "conditions": self.conditions, "inputs": self.inputs}
-        save_file({"features": self.features.contiguous()}, path, metadata={"vidgen": json.dumps(header)})
+        save_tensors({"features": self.features}, path, metadata={"vidgen": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureSet":

@@ -14,10 +14,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal, get_args
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -53,16 +56,17 @@ class FrameDistance(nn.Module, ABC):
 def read_weights(path: str | Path, *, wanted: str) -> dict[str, Tensor]:
     """The state dict in ``path`` (``.safetensors``, or a ``torch.save`` file read with ``weights_only=True``).
 
-    Raises ValueError when the file is missing or holds no state dict; ``wanted`` says which file belongs here.
+    Raises ValueError when the file is missing, damaged or no state dict; ``wanted`` says which file belongs here.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"expected {wanted}, but there is no file {path}; give the path of that file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"expected {wanted}, but {path} is damaged or no file of weights; get it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"expected {wanted}, but {path} holds no state dict of tensors; save model.state_dict() there")
     return state

@@ -51,7 +51,7 @@ MASKED_PRESETS: dict[str, PipelinePreset] = {
         classes=UCF_CLASSES,
         defaults={**MAGVIT_CALL, "guidance_scale": 1.0},
     ),
-    "magvit-v2": PipelinePreset(
+    "magvit-v2-mlm": PipelinePreset(
         about="2^18 codes in two factors, 101 classes, 307 million weights (MAGVIT-v2)",
         tokenizer="base-lfq",
         generator=PrefixMaskedTransformer,

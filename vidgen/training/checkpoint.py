@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from vidgen.files import save_tensors, share
 
 FOLDER = re.compile(r"step-(\d+)")
 HEADER = "checkpoint.json"
@@ -54,6 +56,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         unfinished.mkdir()
         fill(unfinished)
+        for path in unfinished.rglob("*.safetensors"):
+            share(path)
         for path in [*unfinished.rglob("*"), unfinished]:
             sync(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors hide the system's error in these
@@ -116,8 +120,8 @@ class CheckpointFolder:
 
     def save(self, checkpoint: Checkpoint) -> Path:
         def fill(folder: Path) -> None:
-            save_file(on_cpu(checkpoint.weights), folder / "model.safetensors")
-            save_file(on_cpu(checkpoint.averages), folder / "average.safetensors")
+            save_tensors(on_cpu(checkpoint.weights), folder / "model.safetensors")
+            save_tensors(on_cpu(checkpoint.averages), folder / "average.safetensors")
             torch.save(checkpoint.training, folder / "training.pt")
             (folder / HEADER).write_text(json.dumps({"step": checkpoint.step, **checkpoint.header}, indent=2) + "\n")
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from vidgen.conditioning import TextEncoder
+from vidgen.files import save_tensors
 from vidgen.latents import Latents
 from vidgen.nn.fingerprint import config_sha256, weights_sha256
 from vidgen.tokenizers.base import Tokenizer
@@ -105,7 +105,7 @@ def encoded_clips(
                 names += [item["id"] for item in items]
                 labels += [item["class_label"] for item in items if "class_label" in item]
                 size = tuple(items[0]["video"].shape[1:])
-            save_file(stacked(rows), shard_path(unfinished, number))
+            save_tensors(stacked(rows), shard_path(unfinished, number))
             say(f"encoded {last} of {count} clips")
         header = {"key": key, "size": size, "captions": captions, "ids": names, "class_labels": labels}
         (unfinished / HEADER).write_text(json.dumps(header) + "\n")

@@ -16,12 +16,19 @@ from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
 from vidgen.matchers import Matcher
 from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.pipelines.base import VideoPipeline
+from vidgen.pipelines.cascade_presets import CASCADE_PRESETS
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import Tokenizer, WrappingTokenizer
 from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 from vidgen.training.changed_options import changed_options
 from vidgen.training.clips import class_names
 from vidgen.training.config import SHAPES_WORLDS, GeneratorRun, LatentRun, MatcherRun, Run, TokenizerRun
+
+PRESETS_BY_COMMAND = {
+    "train-tokenizer": TOKENIZER_PRESETS,
+    "train-generator": PIPELINE_PRESETS,
+    "train-matcher": MATCHER_PRESETS,
+}
 
 BUILT_IN = Path(vidgen.__file__).parent / "pretrained"
 OF_TRAINING = (  # whatever they are, the same weights fit
@@ -174,6 +181,11 @@ def check_name(name: str, names: Iterable[str]) -> None:
     """ValueError with the nearest names when there is no preset of that name."""
     names = sorted(names)
     if name not in names:
+        for kind, others in PRESETS_BY_COMMAND.items():
+            if name in others:
+                raise ValueError(f"{name!r} is a preset of another kind of model; train it by `vidgen {kind}`")
+        if name in CASCADE_PRESETS:
+            raise ValueError(f"{name!r} is a chain of pipelines; train each of them by itself (pipelines/README.md)")
         nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         offered = f"nearest: {', '.join(nearest)}" if nearest else f"there are: {', '.join(names)}"
         raise ValueError(f"there is no preset {name!r}; {offered}")

@@ -116,6 +116,8 @@ class Trainer:
         with progress:
             if start:
                 progress.say(f"resumed after step {start}")
+            elif run.resume:
+                progress.say(f"nothing to resume in {run.output_dir}: beginning with step 0")
             for step in range(start, run.steps):
                 began = time.perf_counter()
                 losses = self._train(step, batches)

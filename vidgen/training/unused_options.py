@@ -10,7 +10,12 @@ from vidgen.training.config import DataConfig, GeneratorRun, LatentRun, Run, Tok
 from vidgen.training.recipes import RECIPES, Recipe, defaults_of
 
 OF_FOLDERS = ("fps", "clips_per_video", "repeat_last_frame", "allow_missing")
-OF_DISCRIMINATORS = ("adversarial_warmup", "adversarial_loss", "discriminator_axes")
+OF_WORLDS = ("objects", "data_seed")
+OF_DISCRIMINATORS = (
+    *("adversarial_warmup", "adversarial_loss", "adaptive_weight"),
+    *("discriminator_axes", "discriminator_kind", "discriminator_width", "discriminator_layers"),
+    *("discriminator_start", "discriminator_every", "discriminator_optimiser"),
+)
 
 
 def check_used(run: Run, resolved: Run | None = None) -> list[str]:
@@ -59,6 +64,11 @@ def check_data(run: Run) -> None:
                 f"{name} is a matter of folders of videos, and the clips of {source!r} are drawn; leave "
                 f"{option(name)} out, or give a folder (--data DIR)"
             )
+    for name in () if run.data.is_world else OF_WORLDS:
+        if name in own:
+            raise ValueError(
+                f"{name} is a matter of drawn clips, and those of {source!r} are files; leave {option(name)} out"
+            )
     if "digits_dir" in own and not (run.data.is_world and "digits" in source):
         raise ValueError(
             f"digits_dir is where the digits of a world are, and the data are {source!r}; leave --digits-dir out, or "
@@ -97,7 +107,13 @@ def _check_parts(run: TokenizerRun, own: set[str]) -> None:
                     f"{name} is a matter of the discriminator, and there is none; set --adversarial-weight above 0 or "
                     f"leave {option(name)} out"
                 )
-    for name, needed in (("perceptual_frames", "perceptual_weight"), ("distillation_channels", "distillation_weight")):
+    if run.recipe_without and run.recipe is None:
+        raise ValueError("recipe_without leaves a part of a recipe out, and there is none; set --recipe NAME")
+    for name, needed in (
+        ("perceptual_frames", "perceptual_weight"),
+        ("perceptual_network", "perceptual_weight"),
+        ("distillation_channels", "distillation_weight"),
+    ):
         if name in own and getattr(run, needed) == 0:
             raise ValueError(f"{name} does nothing without {needed}; set {option(needed)} above 0 or leave it out")
 
