@@ -1,5 +1,6 @@
 """Accelerate: one process or many, number format, device."""
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
@@ -13,9 +14,12 @@ def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator
     """Accelerate, set up for a run.
 
     Raises:
-        ValueError: the precision does not fit the device, or the launcher started fewer processes than it was told.
+        ValueError: there is no such device, the precision does not fit it, or the launcher started fewer processes than
+            it was told.
     """
     check_launch()
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a CUDA device, and torch sees none here; use --device cpu or auto")
     # An earlier run of this process may have had another precision, which accelerate would hold on to.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
