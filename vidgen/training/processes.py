@@ -1,6 +1,5 @@
 """Accelerate: one process or many, number format, device."""
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
@@ -18,8 +17,6 @@ def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator
             it was told.
     """
     check_launch()
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a CUDA device, and torch sees none here; use --device cpu or auto")
     # An earlier run of this process may have had another precision, which accelerate would hold on to.
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
@@ -29,6 +26,11 @@ def build_accelerator(run: Run, *, finds_unused_parameters: bool) -> Accelerator
         project_dir=run.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=finds_unused_parameters)],
     )
+    if run.device == "cuda" and accelerator.device.type != "cuda":
+        raise ValueError(
+            f"--device cuda needs a CUDA device, and accelerate gives this run the {accelerator.device.type} (it "
+            "finds no GPU, or was told to leave it alone); use --device cpu or auto"
+        )
     if run.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU, and this run is on the CPU; use --precision bf16 or fp32")
     if run.precision == "bf16" and accelerator.device.type == "cpu":
