@@ -4,13 +4,15 @@ import sys
 
 import tyro
 
-from vidgen.training import GeneratorRun, train_generator
+from vidgen.training import GeneratorRun
 
 
 def main() -> int:
     """Read the command line, train, say where the pipeline is; 2 after a mistake that the user can mend."""
     try:
         run = tyro.cli(GeneratorRun, description=__doc__)
+        from vidgen.training import train_generator  # not before help is given: it takes seconds
+
         folder = train_generator(run)
     except ValueError as error:
         print(f"pipelines/train.py: {error}", file=sys.stderr)

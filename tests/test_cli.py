@@ -78,6 +78,116 @@ def test_an_unknown_option_is_one_line_that_names_it(vidgen):
     assert_is_a_clear_mistake(vidgen("models", "--colour"), "--colour")
 
 
+ARGUMENTS = {
+    "a prompt without quotes": (
+        "generate a large red circle -o e.mp4",
+        "no option takes 'large', 'red', 'circle'; put PROMPT in quotes if it has several words;",
+    ),
+    "a part of a name": (
+        "generate x -o e.mp4 --frames 17",
+        "there is no option --frames; nearest: --num-frames, --start-frames;",
+    ),
+    "initials": (
+        "train-tokenizer shapes-fsq --output-dir run --lr 1e-4",
+        "there is no option --lr; nearest: --learning-rate, --discriminator-optimiser.learning-rate;",
+    ),
+    "a shortened name": ("generate x -o e.mp4 --neg=blue", "there is no option --neg; nearest: --negative-prompt;"),
+    "two misspelled names": (
+        "train-tokenizer shapes-fsq --output_dir run --batchsize 3 --step=4 --num_frames 5",
+        "there is no option --batchsize; nearest: --batch-size; there is no option --step; nearest: --steps;",
+    ),
+    "an option for what has none": (
+        "generate --prompt x -o e.mp4",
+        "there is no option --prompt; PROMPT stands by itself, without one;",
+    ),
+    "words in place of options": (
+        "eval fvd a b",
+        "missing: --real DIR, --fake DIR; no option takes 'a', 'b'; see `vidgen eval fvd --help`",
+    ),
+    "nothing": ("generate", "missing: PROMPT, --output FILE; see `vidgen generate --help`"),
+    "no value": (
+        "train-tokenizer x --output-dir y --steps",
+        "Missing value for argument",
+    ),
+}
+
+
+@pytest.mark.parametrize("columns", [60, 250])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_that_cannot_be_read_are_named_with_what_was_meant(name, columns, vidgen, monkeypatch):
+    """However wide the terminal is, which changes what tyro writes."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words, message = ARGUMENTS[name]
+    result = vidgen(*words.split())
+    assert_is_a_clear_mistake(result)
+    assert result[2][0].startswith(f"vidgen: {message}")
+
+
+@pytest.mark.parametrize("words", ["train-tokenizer", "train-generator", "train-matcher"])
+def test_help_of_a_training_imports_nothing_heavy(words):
+    heavy = "{'torch', 'diffusers', 'torch._dynamo'} & set(sys.modules)"
+    code = f"import sys, vidgen.cli\ntry: vidgen.cli.main(['{words}', '--help'])\nexcept SystemExit: sys.exit({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stderr.strip() == "set()"
+    assert "--output-dir" in done.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_no_flag_that_turns_something_off_says_that_it_is_on(vidgen, words):
+    assert "(default: True)" not in " ".join(vidgen(*words.split(), "--help")[1].replace("│", " ").split())
+
+
+def test_a_flag_that_turns_something_off_says_so(vidgen):
+    said = " ".join(vidgen("train-tokenizer", "--help")[1].replace("│", " ").split())
+    for flag in ("--no-adaptive-weight", "--no-fit-statistics"):
+        assert f"(default: on; {flag} turns it off)" in said
+
+
+@pytest.mark.parametrize("words", [["models"], ["train-tokenizer", "--help"]])
+def test_output_into_a_closed_pipe_ends_quietly(words):
+    command = [sys.executable, "-m", "vidgen", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "vidgen", "fly"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vidgen: there is no command 'fly'")
+
+
+def test_what_the_packages_load_late_is_listed_and_found():
+    import vidgen as library
+    from vidgen import training
+    from vidgen.training import tokenizer_training
+
+    assert {"build", "load"} <= set(dir(library))
+    assert set(training.__all__) <= set(dir(training))
+    assert training.train_tokenizer is tokenizer_training.train_tokenizer
+    assert all(getattr(training, name).__name__ == name for name in training.__all__)
+
+
+@pytest.mark.parametrize("command", ["train-tokenizer", "train-generator", "train-matcher"])
+def test_a_gpu_that_is_not_there_ends_a_training_before_it_begins(command, vidgen, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    preset = {"train-tokenizer": "shapes-fsq", "train-generator": "shapes-masked", "train-matcher": "shapes-matcher"}
+    result = vidgen(command, preset[command], "--output-dir", tmp_path / "run", "--device", "cuda")
+    assert_is_a_clear_mistake(result, "--device cuda needs a CUDA device", "--device cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:1", "set CUDA_VISIBLE_DEVICES=1 and give --device cuda"), ("gpu", "one of auto, cpu, cuda, got 'gpu'")],
+)
+def test_a_training_says_which_devices_it_takes(device, message, vidgen, tmp_path):
+    result = vidgen("train-tokenizer", "shapes-fsq", "--output-dir", tmp_path / "run", "--device", device)
+    assert_is_a_clear_mistake(result, message)
+
+
 def test_a_missing_clip_is_named(vidgen, tmp_path):
     missing = tmp_path / "nothing.mp4"
     result = vidgen("reconstruct", missing, "--tokenizer", "shapes-fsq", "-o", tmp_path / "back.mp4")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vidgen.cli import main
-from vidgen.cli.kernels_explain import SHADES, Command, Pattern, build, text_map
+from vidgen.cli.kernels_explain import MIXED, SHADES, Command, Pattern, build, text_map
 from vidgen.kernels import AttentionSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,12 +57,23 @@ def test_heads_of_keys_that_queries_share_are_told_to_the_backends(capsys) -> No
     assert "a divisor of q's 8; got 3 and 3, use 2" in capsys.readouterr().err
 
 
-def test_the_map_in_the_terminal_calls_a_mixed_group_of_blocks_partial() -> None:
+def test_a_mark_for_several_blocks_tells_those_with_a_mask_from_whole_ones_beside_skipped_ones() -> None:
     seen = torch.zeros(96, 96, dtype=torch.uint8)
     seen[:48] = 2
     seen[50] = 2
-    lines = text_map(seen)
-    assert len(lines) == 48 and lines[0] == SHADES[2] * 96 and lines[25] == SHADES[1] * 96 and lines[47] == ""
+    seen[52] = 1
+    lines = text_map(seen, 2)
+    assert len(lines) == 48 and lines[0] == SHADES[2] * 96 and lines[47] == ""
+    assert lines[25] == MIXED * 96 and lines[26] == SHADES[1] * 96
+
+
+def test_blocks_none_of_which_has_a_mask_are_not_drawn_as_if_they_had(capsys) -> None:
+    words = "kernels explain sliding_tile --grid 30 48 80 --window 18 24 24 --tile 6 8 8 --heads 24 --head-dim 128"
+    assert main(words.split()) == 0
+    _, _, drawn = capsys.readouterr().out.partition(" full, 0 with a mask")
+    *marks, legend = drawn.splitlines()
+    assert SHADES[1] not in "".join(marks) and MIXED in "".join(marks)
+    assert f"{MIXED} some seen whole and some skipped" in legend
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ LAYERS: dict[str, set[str]] = {
     },
 }
 # The front door, its presets and the command line put the parts together.
-MAY_IMPORT_ANYTHING = {"__init__", "loading", "registration", "cli", "pretrained"}
+MAY_IMPORT_ANYTHING = {"__init__", "__main__", "loading", "registration", "cli", "pretrained"}
 
 
 def library_files() -> list[Path]:

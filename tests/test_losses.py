@@ -40,7 +40,7 @@ from vidgen.training.opponent import Opponent
 from vidgen.training.processes import build_accelerator
 from vidgen.training.recipes import RECIPES, with_recipe
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.train_tokenizer import build_critic
+from vidgen.training.tokenizer_training import build_critic
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:

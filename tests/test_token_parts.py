@@ -18,7 +18,7 @@ from vidgen.training.recipes import with_recipe
 from vidgen.training.resuming import check_resumable
 from vidgen.training.step import starts_with
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.train_tokenizer import frozen_parts
+from vidgen.training.tokenizer_training import frozen_parts
 
 # The first preset of every class, codebooks that move by themselves, and diffusers' own.
 OF_CLASS = {preset.model: name for name, preset in reversed(TOKENIZER_PRESETS.items())}

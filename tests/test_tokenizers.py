@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -382,6 +383,15 @@ def test_latents_survive_a_file(bottleneck: str, tmp_path):
     latents = tokenizer.encode(clip(6))
     latents.save(tmp_path / "clip.safetensors")
     assert torch.equal(tokenizer.decode(Latents.load(tmp_path / "clip.safetensors")), tokenizer.decode(latents))
+
+
+@each_preset
+def test_what_is_no_tensor_or_no_latents_is_refused_with_what_to_give(preset):
+    tokenizer: Any = tiny(preset)
+    with pytest.raises(ValueError, match=r"got ndarray; .* encode to_tensor\(clip\.frames\)\[None\]"):
+        tokenizer.encode(clip(5).numpy())
+    with pytest.raises(ValueError, match="expected Latents, got Tensor; decode what encode returns"):
+        tokenizer.decode(torch.zeros(1, 8, 4))
 
 
 def test_latents_of_another_tokenizer_are_refused():

@@ -48,7 +48,7 @@ from vidgen.training.order import DataOrder, MicroBatches, noise_generators
 from vidgen.training.processes import build_accelerator
 from vidgen.training.resuming import check_resumable
 from vidgen.training.tokenizer_step import TokenizerStep
-from vidgen.training.train_tokenizer import build_critic, build_opponent
+from vidgen.training.tokenizer_training import build_critic, build_opponent
 from vidgen.training.trainer import MAXIMAL_SKIPS, Trainer
 
 

@@ -220,6 +220,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_clip_is_shown_in_a_few_words(tmp_path):
+    path = write_video(tmp_path / "clip", scene(num_frames=4, height=32, width=48), fps=12)
+    assert repr(read_video(path)) == "VideoClip(4 frames, height 32, width 48, 12 fps)"
+
+
 def test_pixels_survive_the_way_to_a_tensor_and_back_exactly():
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     video = to_tensor(frames)

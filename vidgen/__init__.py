@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:  # heavy imports wait until they are needed
 
         return getattr(loading, name)
     raise AttributeError(f"module 'vidgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,15 +1,15 @@
 """The `vidgen` command: find the sub-command, import its file alone, and end every user mistake in one line."""
 
-import contextlib
 import difflib
 import importlib
 import importlib.metadata
-import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from vidgen.cli.arguments import parsed
 
 
 class Entry(NamedTuple):
@@ -50,9 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `vidgen` with `arguments` (default: those of the process) and return the exit code.
 
     Returns:
-        0 when all went well, 2 after a mistake that the user can mend, 130 when interrupted. Anything else is an error
-        of vidgen's own and leaves a traceback.
+        0 when all went well, 2 after a mistake that the user can mend, 130 when interrupted, 141 when whoever read the
+        output stopped (`| head`). Anything else is an error of vidgen's own and leaves a traceback.
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
+    except BrokenPipeError:
+        # What is left in the buffer goes nowhere, or Python would complain of the pipe once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
@@ -66,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         entry, rest = find(given)
         module = importlib.import_module(entry.module)
-        module.run(parsed(entry, module.Command, rest))
+        module.run(parsed(entry.words, module.Command, rest))
         return 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if debug:
             raise
@@ -108,34 +122,6 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{os.fspath(error.filename)}: {error.strerror.lower()}"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def parsed(entry: Entry, command: type, rest: Sequence[str]) -> Any:
-    """`rest` as a `command`; ValueError when the arguments cannot be read, SystemExit(0) after --help."""
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command, prog=f"vidgen {entry.words}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
-    except SystemExit as left:
-        if left.code == 0:
-            raise
-        said = _without_frame(complaint.getvalue()).removeprefix(f"Error parsing {command.__name__}: ")
-        raise ValueError(f"{said}; see `vidgen {entry.words} --help`") from None
-
-
-def _without_frame(box: str) -> str:
-    """What tyro said in its box: below the title, up to the rule above its own hint."""
-    words: list[str] = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│ ")
-        is_rule = not text.strip("─-╰╯")
-        if is_rule and words:
-            break
-        if not is_rule:
-            words += text.split()
-    return " ".join(words)
 
 
 def _show_warning_in_one_line(message, category, filename, lineno, file=None, line=None) -> None:

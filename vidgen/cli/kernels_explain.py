@@ -30,6 +30,7 @@ BLOCK = 128
 TERMINAL_CELLS = 48
 SMALLEST_PICTURE = 512  # pixels
 SHADES = " ░█"
+MIXED = "▒"  # in the terminal, where a mark may stand for several blocks
 COLOURS = ((255, 255, 255), (255, 190, 92), (34, 82, 140))  # nothing, some, everything
 
 
@@ -38,7 +39,8 @@ class Command:
     """Say which backend `attention3d` takes for a pattern, why it passes over the others, and what the call costs.
 
     The map has a row for each block of queries and a column for each block of keys: blank where nothing is visible,
-    light where a mask is needed, dark where everything is visible. No GPU is needed to ask about one.
+    light where a mask is needed, dark where everything is visible. In the terminal a mark may stand for several
+    blocks; a line below the map says what the marks mean. No GPU is needed to ask about one.
 
     Example: vidgen kernels explain neighborhood --grid 21 30 52 --window 9 15 15 --heads 12 --head-dim 128
     """
@@ -110,7 +112,9 @@ def run(command: Command) -> None:
     shape = "runs" if keys.tile is None else f"tiles of {'x'.join(map(str, keys.tile))}"
     print(f"{len(seen)} x {seen.shape[1]} blocks of {BLOCK} ({shape}): {full} full, {visited - full} with a mask, ")
     print(f"{visited / seen.numel():.1%} of the work of dense attention, for {spec.density():.1%} of the pairs")
-    print("\n".join(text_map(seen)))
+    step = blocks_a_mark(seen)
+    print("\n".join(text_map(seen, step)))
+    print(legend(step))
     if command.output is not None:
         write_picture(seen, command.output)
         print(f"wrote {command.output}")
@@ -161,16 +165,36 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def text_map(seen: Tensor) -> list[str]:
-    """The map in lines of characters, several blocks in one where there are many."""
+def blocks_a_mark(seen: Tensor) -> int:
+    """Rows and columns of blocks that a mark of the text map stands for, so that it fits the terminal."""
+    return -(-max(seen.shape) // TERMINAL_CELLS)
+
+
+def text_map(seen: Tensor, step: int) -> list[str]:
+    """The map in lines of characters, each mark (two characters) for `step` x `step` blocks."""
+    return ["".join(2 * mark(cell) for cell in rows.split(step, dim=1)).rstrip() for rows in seen.split(step)]
+
+
+def mark(cell: Tensor) -> str:
+    """One character for some blocks: their shade if all are alike, that of a mask if any block needs one."""
     import torch
 
-    step = -(-max(seen.shape) // TERMINAL_CELLS)
-    lines = []
-    for rows in seen.split(step):
-        cells = [torch.unique(cell).tolist() for cell in rows.split(step, dim=1)]
-        lines.append("".join(2 * SHADES[cell[0] if len(cell) == 1 else 1] for cell in cells).rstrip())
-    return lines
+    from vidgen.kernels.blocks import PARTIAL
+
+    kinds = torch.unique(cell).tolist()
+    if len(kinds) == 1:
+        return SHADES[kinds[0]]
+    return SHADES[PARTIAL] if PARTIAL in kinds else MIXED
+
+
+def legend(step: int) -> str:
+    """What the marks of the text map mean."""
+    if step == 1:
+        return f"a mark is a block; blank: skipped, {SHADES[1]} needs a mask, {SHADES[2]} seen whole"
+    return (
+        f"a mark is {step} x {step} blocks; blank: all skipped, {SHADES[1]} some need a mask, {MIXED} some seen whole "
+        f"and some skipped, {SHADES[2]} all seen whole"
+    )
 
 
 def write_picture(seen: Tensor, path: Path) -> None:

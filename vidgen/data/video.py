@@ -36,6 +36,10 @@ class VideoClip:
     fps: float
     info: VideoInfo
 
+    def __repr__(self) -> str:
+        frames, height, width, _ = self.frames.shape
+        return f"VideoClip({frames} frames, height {height}, width {width}, {self.fps:g} fps)"
+
 
 def probe(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Size, rate and claims of a video, decoding only its first frame. Raises VideoError."""

@@ -144,6 +144,11 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
 
 def check_video(video: Tensor) -> None:
     """ValueError unless `video` is a video as tokenizers take it."""
+    if not isinstance(video, Tensor):
+        raise ValueError(
+            f"expected a video as a torch tensor of shape b 3 t h w, got {type(video).__name__}; of a clip that "
+            "vidgen.data.read_video gave, encode to_tensor(clip.frames)[None]"
+        )
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(f"expected a video of shape b 3 t h w with at least one frame, got {tuple(video.shape)}")
     if not video.is_floating_point():
@@ -161,6 +166,17 @@ def check_pixels(video: Tensor) -> None:
                 f"expected a video of floats in [-1, 1], got {low.item():g} to {high.item():g}; divide 0…255 by 127.5 "
                 "and subtract 1, and look for NaN where it comes from"
             )
+
+
+def check_latents(latents: Latents, spec: LatentSpec) -> None:
+    """ValueError unless `latents` are what a tokenizer of this spec gives, and so can decode."""
+    if not isinstance(latents, Latents):
+        raise ValueError(
+            f"expected Latents, got {type(latents).__name__}; decode what encode returns (vidgen.latents.Latents), "
+            "not its tokens or ids alone"
+        )
+    if latents.spec != spec:
+        raise ValueError(f"these latents come from another tokenizer: expected {spec}, got {latents.spec}")
 
 
 def check_known(known: Tensor, where: Tensor, batch: int, size: VideoSize) -> None:

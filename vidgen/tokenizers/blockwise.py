@@ -12,7 +12,7 @@ from vidgen.bottlenecks import Bottleneck, Bottlenecked
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.random import Generators
-from vidgen.tokenizers.base import Critic, Tokenizer, check_pixels, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, Tokenizer, check_latents, check_pixels, check_video, reconstruction_losses
 
 
 class BlockwiseTokenizer(Tokenizer):
@@ -133,8 +133,7 @@ class BlockwiseTokenizer(Tokenizer):
 
     def _check_continues(self, latents: Latents, frames: int, size: tuple[int, int]) -> None:
         """Do `latents` fit this tokenizer and follow `frames` frames of `size` (height, width)?"""
-        if latents.spec != self.spec:
-            raise ValueError(f"these latents come from another tokenizer: expected {self.spec}, got {latents.spec}")
+        check_latents(latents, self.spec)
         if latents.start != frames:
             raise ValueError(
                 f"expected latents that begin at frame {frames}, got ones that begin at frame {latents.start}; decode "

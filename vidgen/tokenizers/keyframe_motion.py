@@ -15,6 +15,7 @@ from vidgen.bottlenecks import Bottleneck, Bottlenecked, build_bottleneck
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.norms import ChannelRMSNorm, RMSNorm
 from vidgen.nn.random import Generators
+from vidgen.tokenizers.base import check_latents
 from vidgen.tokenizers.blockwise import check_block, checked, in_blocks, pad
 from vidgen.tokenizers.vit import InSpace, PatchEmbedding, PatchOutput, check_transformer, check_windows
 from vidgen.tokenizers.whole_clip import WholeClipTokenizer
@@ -243,6 +244,7 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
         waiting: list[Latents] = []
         frames = 0
         for chunk in chunks:
+            check_latents(chunk, self.spec)
             if chunk.start != frames or frames % self.group:
                 raise ValueError(
                     f"expected latents that begin at frame {frames}, after whole groups of {self.group} frames, got "

@@ -12,6 +12,7 @@ PerceptualNetwork = Literal["squeezenet", "lpips-alex", "lpips-vgg", "lpips-sque
 PixelLoss = Literal["own", "l1", "l2", "charbonnier"]
 AdversarialLoss = Literal["hinge", "non-saturating", "hinge-non-saturating", "non-saturating-smooth"]
 SHAPES_WORLDS = ("shapes", "shapes+digits")
+DEVICES = ("auto", "cpu", "cuda")
 WORLDS = (*SHAPES_WORLDS, "digits")
 
 
@@ -156,14 +157,22 @@ class Run:
     """Go on from the newest checkpoint of the run folder."""
     workers: int = 0
     """Processes that load clips; 0 loads them in the training process."""
-    device: Literal["auto", "cpu"] = "auto"
-    """`cpu` leaves a GPU alone."""
+    device: Annotated[str, arg(metavar="auto|cpu|cuda")] = "auto"
+    """`cuda` insists on a GPU, `cpu` leaves it alone; which one is said by CUDA_VISIBLE_DEVICES."""
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "batch_size", "accumulation", "checkpoint_every", "keep", "log_every")
         check_not_negative(self, "validate_every", "sample_every", "workers", "seed", "switch_ema_every")
         if self.switch_ema_every and self.ema_decay == 0:
             raise ValueError("switch_ema_every needs a moving average, and ema_decay is 0; set --ema-decay 0.999")
+        if self.device.startswith("cuda:"):
+            number = self.device.removeprefix("cuda:")
+            raise ValueError(
+                f"device {self.device}: a training run takes the GPUs that its environment shows it; set "
+                f"CUDA_VISIBLE_DEVICES={number} and give --device cuda"
+            )
+        if self.device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.batch_size % self.accumulation:
@@ -214,7 +223,7 @@ class TokenizerRun(Run):
     """Weight of the adversarial term, on top of its adaptive balance; 0 for no discriminator."""
     adversarial_loss: AdversarialLoss = "hinge"
     """Game between tokenizer and discriminator."""
-    adaptive_weight: bool = True
+    adaptive_weight: Annotated[bool, arg(help_behavior_hint="(default: on; --no-adaptive-weight turns it off)")] = True
     """Balance the adversarial term's gradient against that of the pixel and perceptual terms."""
     adversarial_warmup: int = 0
     """Steps over which the adversarial weights grow from 0 after `discriminator_start`."""
@@ -254,7 +263,7 @@ class TokenizerRun(Run):
     """Shorter sides, in pixels, that the training clips are scaled down to, one drawn each step; () leaves them."""
     sides_from: int = 0
     """All steps before this one train on the smallest of `sides`: images, then video, then several resolutions."""
-    fit_statistics: bool = True
+    fit_statistics: Annotated[bool, arg(help_behavior_hint="(default: on; --no-fit-statistics turns it off)")] = True
     """Measure the latents' mean and deviation at export; off keeps those of `init_from`, which its generators need."""
     statistics_clips: int = 64
     """Clips that the latent statistics are measured on."""
