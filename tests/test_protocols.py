@@ -87,7 +87,9 @@ def test_every_condition_changes_the_hash_and_notes_do_not():
 def test_a_mistyped_protocol_names_the_nearest_and_kinds_are_told_apart():
     with pytest.raises(ValueError, match=r"recon\.vidtok"):
         get_protocol("recon.vidtk", ReconstructionProtocol)
-    with pytest.raises(ValueError, match="ReconstructionProtocol"):
+    with pytest.raises(
+        ValueError, match=r"protocol fvd\.tats is to compare sets of videos .* one to score reconstructions .*recon\.v1"
+    ):
         get_protocol("fvd.tats", ReconstructionProtocol)
 
 
