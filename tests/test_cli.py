@@ -269,6 +269,24 @@ def test_a_clip_is_not_written_over_itself(vidgen, clip, saved_tokenizer, tmp_pa
     assert own.read_bytes() == clip.read_bytes()
 
 
+def test_sound_that_is_left_out_is_said(vidgen, saved_tokenizer, tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "loud.mp4"), "w") as container:
+        video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=16000)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(5):
+            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            container.mux(video.encode(picture))
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        samples.rate = 16000
+        container.mux(sound.encode(samples))
+        container.mux([*video.encode(None), *sound.encode(None)])
+    words = ("reconstruct", tmp_path / "loud.mp4", "--tokenizer", saved_tokenizer, "-o", tmp_path / "back.mp4")
+    code, _, errors = vidgen(*words)
+    assert code == 0 and [line for line in errors if "loud.mp4 is left out" in line and "sound" in line]
+
+
 def test_an_image_comes_back_as_an_image(vidgen, saved_tokenizer, tmp_path):
     from vidgen.data import read_video, write_video
 

@@ -1,5 +1,6 @@
 """`vidgen reconstruct`: a clip through a tokenizer and back, frame for frame, in constant memory."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,8 @@ def run(command: Command) -> None:
     check_writable(command.output, fps=info.fps)
     if command.output.exists() and command.output.samefile(command.clip):
         raise ValueError(f"{command.output} is the clip itself, which would be lost; choose another name")
+    if info.has_sound:
+        print(f"vidgen: note: the sound of {command.clip} is left out", file=sys.stderr)
     tokenizer = load_tokenizer(command.tokenizer, device=command.device, precision=command.precision)
     frames = iter_frames(command.clip, strict=not command.allow_damaged)
     with torch.inference_mode():

@@ -40,6 +40,7 @@ class VideoInfo:
     duration: float | None  # seconds, as claimed
     codec: str
     rotation: int  # degrees counterclockwise that reading applies
+    has_sound: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def _open_container(
             if first.quarter_turns % 2:
                 height, width = width, height
             rotation = 90 * first.quarter_turns
-            info = VideoInfo(height, width, stream.fps, stream.num_frames, stream.duration, stream.codec, rotation)
+            claimed = (stream.fps, stream.num_frames, stream.duration, stream.codec)
+            info = VideoInfo(height, width, *claimed, rotation, has_sound="audio" in others)
             return info, chain([first], frames)
     raise VideoError(f"expected a video; no frame of {path} can be decoded; it is empty or damaged from the start")
 
