@@ -3,16 +3,16 @@
 Each tokenizer on pieces of sources that it was not trained on (`tokenizers/real_clips.py` cuts them), beside baselines
 that get as many bits for every single clip: x264 at the greatest crf that takes at least as many, frames scaled down
 and up again by bicubic interpolation, and the same with every fourth frame alone and the others mixed from their
-neighbours. Ids count by their fixed length. Real channels have no bits, so they are rounded to 8 bits each here, before
-decoding: 256 levels from -4 to 4 deviations. Results of clips that are scored already are kept in `--records`; what
-`vidgen models` shows of a built-in one goes to `scores.json` beside its weights.
+neighbours. Ids count by their fixed length. Real channels have no bits, so they are rounded to `--level-bits` each
+here, before decoding: 256 or 64 levels from -4 to 4 deviations. Results of clips that are scored already are kept in
+`--records`; what `vidgen models` shows of a built-in one goes to `scores.json` beside its weights.
 """
 
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ PROTOCOL = ReconstructionProtocol(
     source="eval/real_tokenizers.py: whole pieces, 8-bit levels, every frame counts the same",
 )
 SOURCE = "eval/real_tokenizers.py"  # of subjects, whose kept results another version of it must not take up
-LEVEL_BITS, LARGEST = 8, 4.0  # of a rounded channel, in deviations
+LARGEST = 4.0  # value of a rounded channel, in deviations
 SOURCE_BITS = 24
 COLUMNS = ("psnr.rgb.frame_mean.cap100", "ssim.rgb.gauss11.valid", "tdiff_psnr.rgb.frame_mean.cap100")
 
@@ -56,6 +56,8 @@ class Settings:
     """Folder of unseen pieces."""
     models: tuple[str, ...] = ("real-fsq", "real-kl")
     """Folders of tokenizers, or names of built-in ones."""
+    level_bits: tuple[int, ...] = (8, 6)
+    """Bits of a channel of tokenizers without ids, which have rows for each."""
     squeezenet_weights: Path | None = None
     """ImageNet SqueezeNet 1.0, for the perceptual distance."""
     records: Path = Path("runs/real_tokenizers")
@@ -65,20 +67,24 @@ class Settings:
 
 
 class RoundedSubject(TokenizerSubject):
-    """A continuous tokenizer whose channels are rounded to `LEVEL_BITS` bits, so that its clips have a size."""
+    """A continuous tokenizer whose channels are rounded to `level_bits` bits, so that its clips have a size."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str, *, level_bits: int) -> None:
+        super().__init__(tokenizer, name)
+        self.level_bits = level_bits
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"level_bits": LEVEL_BITS, "largest": LARGEST, "code": code_digest(SOURCE)}
+        return super().identity() | {"level_bits": self.level_bits, "largest": LARGEST, "code": code_digest(SOURCE)}
 
     def pairs(self, clip: Clip, counts: Counts, usage: CodebookUsage | None) -> Iterator[Pair]:
         for start, chunk in whole(clip):
             latents = self.tokenizer.encode(chunk.to(self.device))
-            step = 2 * LARGEST / (2**LEVEL_BITS - 1)
+            step = 2 * LARGEST / (2**self.level_bits - 1)
             levels = ((latents.tokens.clamp(-LARGEST, LARGEST) + LARGEST) / step).round()
             decoded = self.tokenizer.decode(replace(latents, tokens=levels * step - LARGEST))
             counts.tokens += latents.tokens.shape[1]
             counts.values += latents.tokens.numel()
-            counts.bits += LEVEL_BITS * latents.tokens.numel()
+            counts.bits += self.level_bits * latents.tokens.numel()
             yield counted(counts, start, decoded.float().cpu(), chunk)
 
 
@@ -162,14 +168,20 @@ def counted(counts: Counts, start: int, video: Tensor, reference: Tensor) -> Pai
     return Pair(start, video, reference)
 
 
-def tokenizer_subject(model: str) -> TokenizerSubject:
-    """The subject of a model by name or folder. ValueError for what is no tokenizer."""
+def tokenizer_subjects(model: str, level_bits: Sequence[int]) -> list[TokenizerSubject]:
+    """The subjects of a model by name or folder, one for each precision. ValueError for what is no tokenizer."""
     tokenizer = vidgen.load(model)
     if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"expected a video tokenizer, and {model!r} is a {type(tokenizer).__name__}")
-    kind = TokenizerSubject if tokenizer.spec.discrete else RoundedSubject
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return kind(tokenizer.eval().to(device), model_label(model))  # pyright: ignore[reportArgumentType]
+    device, name = "cuda" if torch.cuda.is_available() else "cpu", model_label(model)
+    tokenizer = tokenizer.eval().to(device)  # pyright: ignore[reportArgumentType]
+    if tokenizer.spec.discrete:
+        return [TokenizerSubject(tokenizer, name)]
+    first, *others = level_bits
+    return [
+        RoundedSubject(tokenizer, name, level_bits=first),
+        *(RoundedSubject(tokenizer, f"{name} at {bits} bits", level_bits=bits) for bits in others),
+    ]
 
 
 def table_row(result: SubjectResult, *, equal_to: str) -> dict[str, Any]:
@@ -190,9 +202,10 @@ def score(settings: Settings) -> list[dict[str, Any]]:
         distances.append(SqueezeNetDistance.from_file(settings.squeezenet_weights))
     rows: list[dict[str, Any]] = []
     identities: dict[str, Any] = {}
-    for model in settings.models:
-        subject = tokenizer_subject(model)
-        identities[subject.name] = subject.identity()
+    subjects = [tokenizer_subjects(model, settings.level_bits) for model in settings.models]
+    for plain, *_ in subjects:
+        identities[plain.name] = plain.identity()
+    for subject in chain.from_iterable(subjects):
 
         def scored(one: Subject, *, of: str = subject.name) -> SubjectResult:
             found = evaluate(

@@ -74,7 +74,16 @@ def test_one_call_scores_tokenizers_beside_their_baselines_and_resumes(
     assert recipe.main() == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     baselines = ["x264", "bicubic", "bicubic, every 4th frame"]
-    assert [row["subject"] for row in rows] == ["real-fsq", *baselines, "real-kl", *baselines]
+    assert [row["subject"] for row in rows] == [
+        "real-fsq",
+        *baselines,
+        "real-kl",
+        *baselines,
+        "real-kl at 6 bits",
+        *baselines,
+    ]
+    assert rows[8]["bits_per_pixel"] == pytest.approx(0.75 * rows[4]["bits_per_pixel"])
+    assert rows[8]["psnr.rgb.frame_mean.cap100"] != rows[4]["psnr.rgb.frame_mean.cap100"]
     assert all(row["psnr.rgb.frame_mean.cap100"] > 0 and row["bits_per_pixel"] > 0 for row in rows)
     assert rows[1]["bits_per_pixel"] >= rows[0]["bits_per_pixel"] or rows[1]["psnr.rgb.frame_mean.cap100"] > 40
 
