@@ -61,7 +61,7 @@ class DataConfig:
     digits_dir: Path | None = None
     """Folder with the MNIST files, for `digits`."""
     data_seed: int = 0
-    """Which clips a built-in world draws."""
+    """Which clips a built-in world draws, and which places of the videos a folder gives."""
     validation_clips: int = 64
     """Clips of the validation split: other clips of the world, or held-out files of the folder; 0 for none."""
 

@@ -10,7 +10,6 @@ from vidgen.training.config import DataConfig, GeneratorRun, LatentRun, Run, Tok
 from vidgen.training.recipes import RECIPES, Recipe, defaults_of
 
 OF_FOLDERS = ("fps", "clips_per_video", "repeat_last_frame", "allow_missing")
-OF_WORLDS = ("objects", "data_seed")
 OF_DISCRIMINATORS = (
     *("adversarial_warmup", "adversarial_loss", "adaptive_weight"),
     *("discriminator_axes", "discriminator_kind", "discriminator_width", "discriminator_layers"),
@@ -64,11 +63,8 @@ def check_data(run: Run) -> None:
                 f"{name} is a matter of folders of videos, and the clips of {source!r} are drawn; leave "
                 f"{option(name)} out, or give a folder (--data DIR)"
             )
-    for name in () if run.data.is_world else OF_WORLDS:
-        if name in own:
-            raise ValueError(
-                f"{name} is a matter of drawn clips, and those of {source!r} are files; leave {option(name)} out"
-            )
+    if "objects" in own and not run.data.is_world:
+        raise ValueError(f"objects are of drawn clips, and those of {source!r} are files; leave --objects out")
     if "digits_dir" in own and not (run.data.is_world and "digits" in source):
         raise ValueError(
             f"digits_dir is where the digits of a world are, and the data are {source!r}; leave --digits-dir out, or "
