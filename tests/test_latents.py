@@ -356,6 +356,22 @@ def test_a_file_of_ids_only_is_small_and_needs_the_tokenizer_that_made_it(tmp_pa
         chunk.save(tmp_path / "chunk.safetensors", ids_only=True)
 
 
+@pytest.mark.parametrize(
+    ("size", "channels"), [([10**9, 10**6, 10**6], 5), ([9, 20, 1000], 5), ([9, 20, 17], 10**12), ([9, 20, 17], 2**62)]
+)
+def test_a_header_cannot_ask_for_memory_that_the_file_does_not_fill(size: list[int], channels: int, tmp_path):
+    torch.manual_seed(0)
+    tokenizer: Any = vidgen.build("shapes-fsq")
+    latents = made(CAUSAL)
+    assert latents.ids is not None
+    (part,) = CAUSAL.to_json()["parts"]
+    spec = {**CAUSAL.to_json(), "parts": [{**part, "channels": channels}]}
+    header = {"size": json.dumps(size), "start": "0", "spec": json.dumps(spec)}
+    save_file({"ids": latents.ids}, tmp_path / "clip.safetensors", metadata=header)
+    with pytest.raises(ValueError, match=r"fits together|another kind of tokenizer"):
+        Latents.load(tmp_path / "clip.safetensors", tokenizer)
+
+
 def test_real_tokens_are_never_left_out(tmp_path):
     latents = made(CONTINUOUS)
     latents.save(tmp_path / "clip.safetensors", ids_only=True)

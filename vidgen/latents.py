@@ -403,15 +403,13 @@ class Latents:
             if ids is not None and ids.dtype in ID_TYPES:
                 ids = ids.long()
             tokens = tensors.get("tokens")
-            if tokens is None:  # so that all else is checked before the tokenizer looks into its codebook
-                tokens = torch.zeros(len(tensors["ids"]), spec.num_tokens(size, start=start), spec.channels)
+            if tokens is None:  # a stand-in without memory: all else is checked before the codebook is looked into
+                tokens = torch.zeros(1).expand(len(tensors["ids"]), spec.num_tokens(size, start=start), spec.channels)
             latents = cls(tokens, ids, size, spec, length, start, header)
             latents._check_ids()
-            if not latents.tokens.isfinite().all():
-                raise ValueError(
-                    f"{int((~latents.tokens.isfinite()).sum())} numbers of its vectors are NaN or infinite"
-                )
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+            if "tokens" in tensors and not tokens.isfinite().all():
+                raise ValueError(f"{int((~tokens.isfinite()).sum())} numbers of its vectors are NaN or infinite")
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a latents file that fits together: {error}") from error
         if "tokens" in tensors:
             return latents
