@@ -542,6 +542,15 @@ def test_flags_of_generate_that_do_not_fit_are_clear_mistakes(arguments, words, 
     assert_is_a_clear_mistake(result, *words)
 
 
+def test_a_single_frame_is_generated_as_an_image(vidgen, saved_pipeline, tmp_path):
+    from vidgen.data import read_video
+
+    words = ("generate", "a star", "--model", saved_pipeline, "--steps", 1, "-o", tmp_path / "star.png")
+    assert_is_a_clear_mistake(vidgen(*words), "star.png can hold one frame; add --num-frames 1")
+    code, _, _ = vidgen(*words, "--num-frames", 1, "--height", 16, "--width", 24)
+    assert code == 0 and read_video(tmp_path / "star.png").frames.shape == (1, 16, 24, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["shapes-masked", "shapes-flow", "shapes-ar"])
 def test_every_built_in_model_takes_the_flags_of_generate(model, vidgen, tmp_path):

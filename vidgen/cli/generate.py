@@ -39,7 +39,8 @@ class Command:
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What the video should show, in quotes."""
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
-    """The file to write: .mp4, .webm, .gif, or a name without a suffix for a folder of PNGs; several get numbers."""
+    """The file to write: .mp4, .webm, .gif, .png for a single frame, or a name without a suffix for a folder of PNGs;
+    several get numbers."""
     model: str = "shapes-masked"
     """Built-in name (see `vidgen models`), folder, or hub id; of a pipeline, or of a cascade of several."""
     num_videos: int = 1
@@ -101,6 +102,10 @@ class Command:
         if self.latents is not None and self.latents.suffix != ".safetensors":
             raise ValueError(
                 f"--latents is a safetensors file: give a name that ends in .safetensors, got {self.latents}"
+            )
+        if self.output.suffix.lower() == ".png" and self.num_frames != 1:
+            raise ValueError(
+                f"{self.output} can hold one frame; add --num-frames 1, or leave the suffix out for a folder of PNGs"
             )
         if self.edit is not None and (self.start is not None or self.num_frames is not None):
             raise ValueError("--edit changes all frames of a clip; leave --start and --num-frames out")
