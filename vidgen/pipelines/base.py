@@ -16,11 +16,9 @@ from vidgen.matchers.base import Matcher
 from vidgen.nn.memory import own_memory
 from vidgen.pipelines.candidates import ChosenVideo
 from vidgen.pipelines.extension import LongVideo
-from vidgen.pipelines.given import GivenVideo
 from vidgen.pipelines.lora import LoraVideo
 from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.output import Frames
-from vidgen.pipelines.prompting import PromptedVideo
 from vidgen.pipelines.request import Request, RequestedVideo
 from vidgen.tokenizers.base import Tokenizer
 
@@ -28,7 +26,7 @@ DEFAULTABLE = ("num_frames", "height", "width", "num_inference_steps", "guidance
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
 
-class VideoPipeline(RequestedVideo, PromptedVideo, GivenVideo, ChosenVideo, LongVideo, LoraVideo, DiffusionPipeline):
+class VideoPipeline(RequestedVideo, ChosenVideo, LongVideo, LoraVideo, DiffusionPipeline):
     """Base of the pipelines: components, inputs and outputs."""
 
     model_cpu_offload_seq = "text_encoder->transformer->video_tokenizer->matcher"

@@ -14,11 +14,10 @@ from vidgen.conditioning import Condition
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.random import draw_seed, seeded
 from vidgen.pipelines.editing import check_strength
-from vidgen.pipelines.given import VideoInput
+from vidgen.pipelines.given import GivenVideo, VideoInput
 from vidgen.pipelines.offload import bring_onto_device
-from vidgen.pipelines.prompting import Prompt
+from vidgen.pipelines.prompting import Prompt, PromptedVideo
 from vidgen.pipelines.timeline import frame_ranges
-from vidgen.tokenizers.base import Tokenizer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -70,29 +69,17 @@ class Request:
         return self.edited.tokens if self.edited.ids is None else self.edited.ids
 
 
-class RequestedVideo:
+class RequestedVideo(PromptedVideo, GivenVideo):
     """What lets a pipeline understand a call."""
 
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     latents_are_noise: ClassVar[bool] = False  # or else the tokens to begin with
 
-    video_tokenizer: Tokenizer
-    transformer: Any
     config: Any
     do_classifier_free_guidance: bool
-    _execution_device: torch.device
+    checked_candidates: Any
     _guidance_scale: float
     _interrupt: bool
-    # of the other parts of a pipeline
-    check_prompts: Any
-    class_prompt: Any
-    encode_prompt: Any
-    checked_guidance: Any
-    checked_candidates: Any
-    prepare_known: Any
-    build_condition: Any
-    steer: Any
-    encode_whole: Any
 
     def default(self, name: str, value: Any, otherwise: Any) -> Any:
         """The value of an argument: as called, else of this model's defaults, else of all pipelines."""
@@ -141,7 +128,7 @@ class RequestedVideo:
         if class_label is not None:
             prompt = self.class_prompt(class_label, prompt)
         tensor_inputs = callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        texts = {
+        texts: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "prompt_embeds": prompt_embeds,
@@ -180,7 +167,7 @@ class RequestedVideo:
         condition: Condition = self.build_condition(states, states_mask, known)
         condition.frames = frame_ranges(prompt, states)
         condition = self.steer(condition, control_video, reference_images, size)
-        edited = None if strength is None else self.encode_whole(video, size, batch)
+        edited = None if strength is None or video is None else self.encode_whole(video, size, batch)
         bring_onto_device(self.transformer)
         return Request(
             prompt=prompt,
