@@ -38,7 +38,29 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "AutoencoderKLHunyuanVideo",
         {"block_out_channels": FOUR, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2},
     ),
+    "hunyuan-1.5": (
+        "AutoencoderKLHunyuanVideo15",
+        {"block_out_channels": (16, 16, 16, 16, 16), "latent_channels": 4, "layers_per_block": 1},
+    ),
+    "kvae": (
+        "AutoencoderKLKVAEVideo",
+        {"ch": 32, "ch_mult": (1, 1, 1, 1), "num_res_blocks": 1, "z_channels": 4},
+    ),
+    "svd": (
+        "AutoencoderKLTemporalDecoder",
+        {"down_block_types": ("DownEncoderBlock2D",) * 4, "block_out_channels": (32, 32, 32, 32)},
+    ),
     "ltx": ("AutoencoderKLLTXVideo", LTX),
+    "ltx-2": (
+        "AutoencoderKLLTX2Video",
+        {
+            "latent_channels": 8,
+            "block_out_channels": FOUR,
+            "decoder_block_out_channels": (8, 16, 32),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "decoder_layers_per_block": (1, 1, 1, 1),
+        },
+    ),
     "ltx-noise": (
         "AutoencoderKLLTXVideo",
         {

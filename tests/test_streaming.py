@@ -293,6 +293,7 @@ def test_a_cache_holds_a_fixed_number_of_bytes():
 MEASURED = [
     *("shapes-kl", "shapes-vq", "shapes-fsq", "wf-vae", "omnitokenizer-vq", "bsq-vit", "vitok-s-l", "video-lavit"),
     *("ccvit-centroids", "imagefolder", "epsilon-vae", "put-tokenizer", "diffusers:wan", "diffusers:cogvideox"),
+    "diffusers:kvae",
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -18,7 +18,7 @@ from vidgen.bottlenecks import Bottleneck, build_bottleneck
 from vidgen.latents import Latents
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer
-from vidgen.tokenizers.diffusers_families import FAMILIES
+from vidgen.tokenizers.diffusers_families import FAMILIES, REFUSED
 
 
 class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
@@ -44,11 +44,10 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
     ) -> None:
         super().__init__()
         name = autoencoder_config.get("_class_name")
-        if name not in FAMILIES:
-            raise ValueError(f"expected the configuration of one of {', '.join(FAMILIES)}, got that of a {name}")
+        kind = autoencoder_class(str(name))
         self.squared_weight = squared_weight
-        self.autoencoder: Any = getattr(diffusers, name).from_config(autoencoder_config)
-        self.family = FAMILIES[name](self.autoencoder)
+        self.autoencoder: Any = kind.from_config(autoencoder_config)
+        self.family = FAMILIES[kind.__name__](self.autoencoder)
         modules = dict(self.autoencoder.named_children())
         encoding = [f"autoencoder.{part}" for part in ("encoder", "quant_conv") if part in modules]
         self.token_parts = (*encoding, "bottleneck")
@@ -86,7 +85,7 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
 
     def last_layer(self, frames: int) -> Tensor:
         decoder = dict(self.autoencoder.decoder.named_children())
-        layer = decoder["proj_out"] if "proj_out" in decoder else decoder["conv_out"]
+        layer = next(decoder[name] for name in ("proj_out", "time_conv_out", "conv_out") if name in decoder)
         return next(weight for weight in layer.parameters() if weight.ndim > 1)
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Latents]:
@@ -142,8 +141,9 @@ def autoencoder_folder(folder: Path) -> Path:
     raise ValueError(f"{folder} holds no autoencoder: expected config.json or vae/config.json")
 
 
-def autoencoder_class(name: str) -> type[nn.Module]:
+def autoencoder_class(name: str) -> Any:
     """The class of diffusers that is called `name`, if it is a video autoencoder that is known here."""
     if name not in FAMILIES:
-        raise ValueError(f"expected a video autoencoder of diffusers, one of {', '.join(FAMILIES)}, got a {name}")
+        known, why = ", ".join(FAMILIES), f": {REFUSED[name]}" if name in REFUSED else ""
+        raise ValueError(f"expected a video autoencoder of diffusers, one of {known}, got a {name}{why}")
     return getattr(diffusers, name)

@@ -88,10 +88,17 @@ def in_place(kept: Any, fresh: Any) -> Any:
     if isinstance(fresh, dict):
         return {name: in_place(None if kept is None else kept[name], value) for name, value in fresh.items()}
     if isinstance(fresh, list):
-        return [in_place(*pair) for pair in zip(kept, fresh, strict=True)]
+        return [in_place(*pair) for pair in zip(kept or [None] * len(fresh), fresh, strict=True)]
     if isinstance(kept, Tensor) and isinstance(fresh, Tensor) and kept.shape == fresh.shape:
         return kept.copy_(fresh)
     return fresh
+
+
+def nested_copy(state: Any) -> Any:
+    """Lists and dicts of their own around the same tensors, for a network that writes into them."""
+    if isinstance(state, dict):
+        return {name: nested_copy(value) for name, value in state.items()}
+    return [nested_copy(value) for value in state] if isinstance(state, list) else state
 
 
 class Wan(Family):
@@ -203,6 +210,109 @@ class LTX(Family):
         with torch.random.fork_rng(devices):  # some add noise from the global generator: then always the same
             torch.manual_seed(0)
             return autoencoder.decode(vectors, clean).sample
+
+
+class LTX2(LTX):
+    """LTX-2: as LTX-Video, with blocks that make less of space, of time, or of both."""
+
+    def stride(self, autoencoder: Any) -> VideoSize:
+        """Counted here: what diffusers counts where the configuration gives no ratio takes every block for both."""
+        kinds = [
+            kind for kind, scales in zip(self.config.downsample_type, scalings(self.config), strict=True) if scales
+        ]
+        side = self.config.patch_size * 2 ** sum(kind != "temporal" for kind in kinds)
+        return self.config.patch_size_t * 2 ** sum(kind != "spatial" for kind in kinds), side, side
+
+    def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
+        """Its decoder mirrors edges, for which it takes two rows and two columns."""
+        h, w = vectors.shape[3:]
+        mirrored = F.pad(vectors, (0, max(2 - w, 0), 0, max(2 - h, 0), 0, 0), mode="replicate")
+        side = self.stride(autoencoder)[1]
+        return super().pixels(autoencoder, mirrored, state)[..., : h * side, : w * side]
+
+
+def scalings(config: Any) -> tuple[bool, ...]:
+    """Which blocks of an encoder of LTX-2 make less."""
+    scaling = config.spatio_temporal_scaling
+    return (scaling,) * len(config.downsample_type) if isinstance(scaling, bool) else tuple(scaling)
+
+
+class HunyuanVideo15(Family):
+    """HunyuanVideo 1.5: causal convolutions, norms of single positions, and attention that looks back.
+
+    One clip at a time: the mask of its attention fits no batch of two (diffusers 0.42).
+    """
+
+    why_whole = "attention looks back over the whole clip"
+
+    def stride(self, autoencoder: Any) -> VideoSize:
+        return same_stride(autoencoder)
+
+    def moments(self, autoencoder: Any, video: Tensor, state: dict[str, Any]) -> Tensor:
+        return torch.cat([super(HunyuanVideo15, self).moments(autoencoder, one, state) for one in video.split(1)])
+
+    def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
+        return torch.cat([super(HunyuanVideo15, self).pixels(autoencoder, one, state) for one in vectors.split(1)])
+
+
+class KVAE(Family):
+    """KVAE (Kandinsky): 16 frames at a time; its norms pool over them, so tokens depend on the rest of their sixteen.
+
+    diffusers gives back the mean alone and calls the variance 1; here the encoder's own variance is used in training.
+    """
+
+    causal = False
+    block_frames = 16
+
+    def stride(self, autoencoder: Any) -> VideoSize:
+        side = 2 ** (len(self.config.ch_mult) - 1)
+        return self.config.temporal_compress_times, side, side
+
+    def channels(self) -> int:
+        return self.config.z_channels
+
+    def statistics(self, autoencoder: Any) -> tuple[Tensor, Tensor]:
+        return torch.zeros(self.channels()), torch.ones(self.channels())
+
+    def moments(self, autoencoder: Any, video: Tensor, state: dict[str, Any]) -> Tensor:
+        encoded, frames = [], self.block_frames
+        for piece in pieces(video, first=frames + (not state), others=frames):
+            cache = nested_copy(state["cache"]) if state else autoencoder._make_encoder_cache()
+            encoded.append(autoencoder.encoder(piece, cache))
+            state["cache"] = in_place(state.get("cache"), cache)
+        return torch.cat(encoded, dim=2)
+
+    def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
+        stride, decoded = self.config.temporal_compress_times, []
+        rows = self.block_frames // stride
+        for piece in pieces(vectors, first=rows + (not state), others=rows):
+            frames = stride * piece.shape[2] - (0 if state else stride - 1)
+            if state and piece.shape[2] == 1:  # the decoder takes every row that comes alone for an image
+                piece = repeat_last_row(piece, 1)
+            cache = nested_copy(state["cache"]) if state else autoencoder._make_decoder_cache()
+            decoded.append(autoencoder.decoder(piece, cache)[:, :, :frames])
+            state["cache"] = in_place(state.get("cache"), cache)
+        return torch.cat(decoded, dim=2)
+
+
+class TemporalDecoder(Family):
+    """Stable Video Diffusion: an image encoder for each frame by itself, and a decoder that sees its neighbours."""
+
+    lone_first = False
+    why_whole = "its decoder looks at earlier and later frames"
+
+    def stride(self, autoencoder: Any) -> VideoSize:
+        side = 2 ** (len(self.config.block_out_channels) - 1)
+        return 1, side, side
+
+    def moments(self, autoencoder: Any, video: Tensor, state: dict[str, Any]) -> Tensor:
+        frames = super().moments(autoencoder, rearrange(video, "b c t h w -> (b t) c h w"), state)
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=video.shape[0])
+
+    def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
+        b, _, t, _, _ = vectors.shape
+        frames = autoencoder.decode(rearrange(vectors, "b c t h w -> (b t) c h w"), num_frames=t).sample
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=b)
 
 
 class Mochi(Family):
@@ -317,14 +427,22 @@ def repeat_last_row(x: Tensor, times: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, times), mode="replicate") if times else x
 
 
+REFUSED = {
+    "AutoencoderKLMiniMaxH3": "it keeps 5n + 2 rows of tokens of 17n + 5 frames, which is no grid in time",
+}
+
 FAMILIES: dict[str, type[Family]] = {
     "AutoencoderKLAllegro": Allegro,
     "AutoencoderKLCogVideoX": CogVideoX,
     "AutoencoderKLCosmos": Cosmos,
     "AutoencoderKLHunyuanVideo": HunyuanVideo,
+    "AutoencoderKLHunyuanVideo15": HunyuanVideo15,
+    "AutoencoderKLKVAEVideo": KVAE,
+    "AutoencoderKLLTX2Video": LTX2,
     "AutoencoderKLLTXVideo": LTX,
     "AutoencoderKLMagvit": Magvit,
     "AutoencoderKLMochi": Mochi,
+    "AutoencoderKLTemporalDecoder": TemporalDecoder,
     "AutoencoderKLWan": Wan,
     "AutoencoderVidTok": VidTok,
 }
