@@ -262,7 +262,8 @@ class KVAE(Family):
     """
 
     causal = False
-    block_frames = 16
+    segment = 16  # frames at a time, as diffusers has it
+    block_frames = segment
 
     def stride(self, autoencoder: Any) -> VideoSize:
         side = 2 ** (len(self.config.ch_mult) - 1)
@@ -275,7 +276,7 @@ class KVAE(Family):
         return torch.zeros(self.channels()), torch.ones(self.channels())
 
     def moments(self, autoencoder: Any, video: Tensor, state: dict[str, Any]) -> Tensor:
-        encoded, frames = [], self.block_frames
+        encoded, frames = [], self.segment
         for piece in pieces(video, first=frames + (not state), others=frames):
             cache = nested_copy(state["cache"]) if state else autoencoder._make_encoder_cache()
             encoded.append(autoencoder.encoder(piece, cache))
@@ -284,7 +285,7 @@ class KVAE(Family):
 
     def pixels(self, autoencoder: Any, vectors: Tensor, state: dict[str, Any]) -> Tensor:
         stride, decoded = self.config.temporal_compress_times, []
-        rows = self.block_frames // stride
+        rows = self.segment // stride
         for piece in pieces(vectors, first=rows + (not state), others=rows):
             frames = stride * piece.shape[2] - (0 if state else stride - 1)
             if state and piece.shape[2] == 1:  # the decoder takes every row that comes alone for an image
