@@ -43,11 +43,10 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
         bottleneck_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        name = autoencoder_config.get("_class_name")
-        kind = autoencoder_class(str(name))
+        name = str(autoencoder_config.get("_class_name"))
         self.squared_weight = squared_weight
-        self.autoencoder: Any = kind.from_config(autoencoder_config)
-        self.family = FAMILIES[kind.__name__](self.autoencoder)
+        self.autoencoder: Any = autoencoder_class(name).from_config(autoencoder_config)
+        self.family = FAMILIES[name](self.autoencoder)
         modules = dict(self.autoencoder.named_children())
         encoding = [f"autoencoder.{part}" for part in ("encoder", "quant_conv") if part in modules]
         self.token_parts = (*encoding, "bottleneck")

@@ -88,7 +88,8 @@ def in_place(kept: Any, fresh: Any) -> Any:
     if isinstance(fresh, dict):
         return {name: in_place(None if kept is None else kept[name], value) for name, value in fresh.items()}
     if isinstance(fresh, list):
-        return [in_place(*pair) for pair in zip(kept or [None] * len(fresh), fresh, strict=True)]
+        before = [None] * len(fresh) if kept is None else kept
+        return [in_place(*pair) for pair in zip(before, fresh, strict=True)]
     if isinstance(kept, Tensor) and isinstance(fresh, Tensor) and kept.shape == fresh.shape:
         return kept.copy_(fresh)
     return fresh
