@@ -36,7 +36,7 @@ SHAPES_FLOW = PipelinePreset(
     config={**SMALL, "patch": (1, 2, 2), "token_weight": 1.0, "level_mean": 1.0},  # what goes where is decided in noise
     text=SMALL_TEXT,
     scheduler={"shift": 8.0},
-    defaults={**SHAPES_CALL, "num_candidates": 6, "num_inference_steps": 30, "guidance_scale": 3.0},
+    defaults={**SHAPES_CALL, "num_candidates": 16, "num_inference_steps": 30, "guidance_scale": 3.0},
 )
 DIGITS_MASKED = replace(
     SHAPES_MASKED,
