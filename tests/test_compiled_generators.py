@@ -11,6 +11,7 @@ from vidgen.conditioning import Condition, TokenState
 from vidgen.generators import (
     AutoregressiveTransformer,
     DiffusionTransformer,
+    FrameMaskedTransformer,
     LlamaTransformer,
     MaskedTransformer,
     PrefixMaskedTransformer,
@@ -22,6 +23,7 @@ NETWORKS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "masked windows": (MaskedTransformer, "grid of ids", {"windows": [(1, 0, 0), (0, 1, 2)]}),
     "masked prefix": (PrefixMaskedTransformer, "grid of ids", {}),
     "masked spectral": (MaskedTransformer, "grid of ids", {"spectral_attention": True}),
+    "masked frames": (FrameMaskedTransformer, "grid of ids", {}),
     "masked planes": (MaskedTransformer, "three planes", {}),
     "flow": (DiffusionTransformer, "grid of reals", {}),
     "flow patches": (DiffusionTransformer, "grid of reals", {"patch": (1, 2, 2)}),

@@ -19,8 +19,8 @@ from vidgen.training import GeneratorRun, train_generator
 from vidgen.training.generator_step import GeneratorStep
 from vidgen.training.models import fresh_pipeline
 
-FAMILIES = ("masked", "diffusion", "autoregressive", "llama", "efficient")
-OTHER_NETWORKS = {"llama": "par", "efficient": "shapes-enat"}  # presets with another network of a family
+FAMILIES = ("masked", "diffusion", "autoregressive", "llama", "efficient", "frames")
+OTHER_NETWORKS = {"llama": "par", "efficient": "shapes-enat", "frames": "shapes-masked"}  # of these presets
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 

@@ -221,7 +221,8 @@ def test_no_file_is_named_after_nothing():
 
 def test_attention_over_a_grid_goes_through_attention3d_alone():
     """No pattern of a grid: masks that differ between samples (conditions of different lengths, tokens that are
-    encoded already) or from step to step (the filled part of a static cache), or tokens that are not the whole grid.
+    encoded already) or from step to step (the filled part of a static cache), tokens that are not the whole grid, or
+    a grid twice (whole and masked).
     Those classes are listed. Text of one length looks the same as text of many, because a network does not read the
     values of a mask: joint attention always has one. Llama blocks have one wherever groups of tokens follow text or a
     cache, and go through attention3d where all see all."""
@@ -244,6 +245,7 @@ def test_attention_over_a_grid_goes_through_attention3d_alone():
         ("vidgen.nn.joint_transformer", "SingleStreamAttention"),
         ("vidgen.nn.reduced_attention", "ReducedAttention"),
         ("vidgen.generators.masked_efficient", "SparseBlock"),
+        ("vidgen.generators.masked_frames", "TeacherForced"),
         ("vidgen.nn.llama", "LlamaAttention"),
         ("vidgen.tokenizers.guided_decoder", "KnownAttention"),
     }

@@ -16,7 +16,12 @@ from tiny_models import FAMILIES, OPTIONS, PAIRS, clip, pipeline, tokenizer
 
 import vidgen
 from vidgen import loading
-from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
+from vidgen.generators import (
+    AutoregressiveTransformer,
+    DiffusionTransformer,
+    FrameMaskedTransformer,
+    MaskedTransformer,
+)
 from vidgen.matchers import MATCHERS
 from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.pipelines import PIPELINES, VideoPipeline
@@ -356,7 +361,7 @@ def test_a_hub_model_comes_from_the_revision_and_the_cache_that_were_asked_for(t
 
 # Parameters of the networks alone at full size, so that a preset cannot change by accident.
 NETWORKS = {
-    "shapes-masked": (MaskedTransformer, 1_679_616),
+    "shapes-masked": (FrameMaskedTransformer, 1_679_616),
     "shapes-flow": (DiffusionTransformer, 1_587_744),
     "shapes-ar": (AutoregressiveTransformer, 1_679_616),
     "digits-masked": (MaskedTransformer, 1_679_616),

@@ -252,7 +252,7 @@ def test_an_interrupted_run_stops_and_still_gives_a_whole_video(family, bottlene
 
 
 @pytest.mark.parametrize("bottleneck", ["fsq", "kl"])
-@pytest.mark.parametrize("order", ["random", "time", "confidence"])
+@pytest.mark.parametrize("order", ["random", "time", "frame", "confidence"])
 def test_each_token_is_drawn_once_where_what_is_drawn_does_not_decide_the_order(order, bottleneck, monkeypatch):
     pipe = pipeline("masked", bottleneck)
     pipe.scheduler.register_to_config(choice_order=order)

@@ -117,7 +117,28 @@ def test_the_order_of_time_decides_early_tokens_first():
         scheduler.step(sample, 3, sample, **call)
 
 
-@pytest.mark.parametrize("order", ["random", "time"])
+@pytest.mark.parametrize("schedule", ["linear", "square", "cosine"])
+@pytest.mark.parametrize("steps", [3, 4, 7, 30])
+def test_the_order_of_frames_decides_no_two_in_one_step(steps, schedule):
+    scheduler = MaskedTokenScheduler(schedule, choice_order="frame")
+    scheduler.set_timesteps(steps)
+    times = torch.tensor([0, 0, 0, 1, 1, 1, 5, 5, 5, 9, 9, 9])
+    sample, unknown = torch.zeros(2, 12, 1, dtype=torch.long), torch.ones(2, 12, dtype=torch.bool)
+    unknown[1, :4] = False
+    masked = unknown
+    for left in scheduler.timesteps:
+        call = {"masked": masked, "unknown": unknown, "generators": seeded([1, 2]), "times": times}
+        step = scheduler.step(sample, left, sample, confidence=torch.randn(2, 12), **call)
+        for before, after in zip(masked, step.masked, strict=True):
+            decided = times[before & ~after]
+            assert len(decided) > 0 or not before.any()
+            assert len(decided.unique()) <= 1 or (left == 0 and steps < 5)
+            assert not before.any() or decided.min() == times[before].min()
+        masked = step.masked
+    assert not masked.any()
+
+
+@pytest.mark.parametrize("order", ["random", "time", "frame"])
 @pytest.mark.parametrize("left", [3, 1, 0])
 def test_places_are_the_tokens_that_a_step_decides(order, left):
     scheduler = MaskedTokenScheduler("linear", choice_order=order)

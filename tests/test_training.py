@@ -398,7 +398,7 @@ def test_a_resumed_run_may_not_become_another_one(tmp_path):
     ("kind", "preset", "setting", "message"),
     [
         (GeneratorRun, "shapes-ar", "layers=3", r"layers \(--set\) was 2 and is now 3"),
-        (GeneratorRun, "shapes-masked", "time_order_share=0.5", None),
+        (GeneratorRun, "worlds-tasks", "time_order_share=0.5", None),
         (
             TokenizerRun,
             "shapes-kl",
@@ -426,7 +426,7 @@ def test_a_resumed_run_keeps_its_network_and_may_change_what_only_training_asks(
 
 
 def test_a_resumed_run_keeps_options_that_have_no_weights_however_they_are_written(tmp_path):
-    run = GeneratorRun(preset="shapes-masked", output_dir=tmp_path, changed=("windows=[[1,0,0]]",))
+    run = GeneratorRun(preset="worlds-tasks", output_dir=tmp_path, changed=("windows=[[1,0,0]]",))
     check_resumable(run, replace(run, changed=("windows=[[1, 0, 0]]", "smallest_ratio=0.5")))
     with pytest.raises(ValueError, match=r"windows \(--set\) was \[\[1, 0, 0\]\]"):
         check_resumable(run, replace(run, changed=()))

@@ -203,7 +203,7 @@ def test_every_trunk_feeds_the_plain_generators(trunk: str):
 @each_trunk
 def test_a_pipeline_makes_a_video_through_every_trunk(trunk: str):
     tokenizer = small(trunk)
-    preset = PIPELINE_PRESETS["shapes-masked" if tokenizer.spec.discrete else "shapes-flow"].tiny()
+    preset = PIPELINE_PRESETS["base-masked" if tokenizer.spec.discrete else "shapes-flow"].tiny()
     config = {name: value for name, value in preset.config.items() if name != "patch"}
     text = WordTextEncoder(width=16, layers=1, heads=2, buckets=64)
     pipe: Any = replace(preset, config=config).build(tokenizer, text)

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.conditioning import WordTextEncoder
-from vidgen.latents import LatentPart, Latents, LatentSpec
+from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.random import rand, randn, seeded
 from vidgen.pipelines import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import CausalConvTokenizer
 
-FAMILIES = {"masked": "shapes-masked", "diffusion": "shapes-flow", "autoregressive": "shapes-ar"}
+FAMILIES = {"masked": "digits-masked", "diffusion": "shapes-flow", "autoregressive": "shapes-ar"}
 OPTIONS = {"kl": {"channels": 4}, "vq": {"codes": 64, "channels": 4}, "fsq": {"levels": [8, 5, 5]}}
 PAIRS = [(family, bottleneck) for family in FAMILIES for bottleneck in OPTIONS]
 
@@ -81,12 +81,12 @@ def clip(frames: int = 5, height: int = 16, width: int = 16, *, batch: int = 1, 
     return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
 
 
-def random_latents(spec: LatentSpec, *, batch: int = 2, seed: int = 0) -> Latents:
-    """Latents of videos of `SIZE` with every id within its own part's codebooks."""
+def random_latents(spec: LatentSpec, *, batch: int = 2, seed: int = 0, size: VideoSize = SIZE) -> Latents:
+    """Latents of videos of this size with every id within its own part's codebooks."""
     generators = seeded([seed + index for index in range(batch)])
-    tokens = randn((batch, spec.num_tokens(SIZE), spec.channels), generators)
+    tokens = randn((batch, spec.num_tokens(size), spec.channels), generators)
     if not spec.discrete:
-        return Latents(tokens, None, SIZE, spec)
-    uniform = rand((batch, spec.num_tokens(SIZE), spec.num_codebooks), generators)
-    sizes = torch.cat([torch.tensor(part.codebooks).expand(part.num_tokens(SIZE), -1) for part in spec.parts])
-    return Latents(tokens, (uniform * sizes).long(), SIZE, spec)
+        return Latents(tokens, None, size, spec)
+    uniform = rand((batch, spec.num_tokens(size), spec.num_codebooks), generators)
+    sizes = torch.cat([torch.tensor(part.codebooks).expand(part.num_tokens(size), -1) for part in spec.parts])
+    return Latents(tokens, (uniform * sizes).long(), size, spec)

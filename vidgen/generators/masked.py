@@ -215,7 +215,7 @@ class MaskedTransformer(Generator, ConfigMixin):
         masked, asked = self.random_mask(condition, coordinates[:, 2], len(target), generators)
         masked, asked, coordinates = (tensor.to(target.device) for tensor in (masked, asked, coordinates))
         tokens, inputs = seen(target, condition), self.condition_inputs(condition, coordinates)
-        hidden = self(tokens, masked, coordinates, **inputs, **self.training_inputs(masked, generators))
+        hidden = self.predicted(tokens, masked, coordinates, **inputs, **self.training_inputs(masked, generators))
         loss = self.proj_out.loss(hidden, target, generators=generators)
 
         state = torch.zeros_like(masked, dtype=torch.long) if condition.token_state is None else condition.token_state
@@ -250,9 +250,15 @@ class MaskedTransformer(Generator, ConfigMixin):
         total = torch.zeros(len(target), device=target.device)
         for ratio in JUDGED_RATIOS:
             masked = masked_share(unknown, torch.tensor(ratio), rand(unknown.shape, generators)).to(target.device)
-            loss = self.proj_out.loss(self(tokens, masked, coordinates, **inputs), target, generators=generators)
+            loss = self.proj_out.loss(
+                self.predicted(tokens, masked, coordinates, **inputs), target, generators=generators
+            )
             total -= weighted_mean(loss, weights * masked)
         return total / len(JUDGED_RATIOS)
+
+    def predicted(self, tokens: Tensor, masked: Tensor, coordinates: Tensor, **inputs: Any) -> Tensor:
+        """Hidden states `b n d` in training and judging, where `tokens` are those of a whole video."""
+        return self(tokens, masked, coordinates, **inputs)
 
     def training_inputs(self, masked: Tensor, generators: Generators) -> dict[str, Tensor]:
         """What `forward` is told in training alone."""

@@ -19,9 +19,14 @@ from vidgen.kernels import (
     qkv_norm_rope,
 )
 from vidgen.nn.norms import RMSNorm, RotaryRMSNorm
-from vidgen.nn.reduced_attention import ReducedAttention
 
 Rotary = tuple[Tensor, Tensor]
+
+
+class Attends(Protocol):
+    """Attention that is no fixed pattern of a grid (`ReducedAttention`, `TeacherForced`)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 class Remembers(Protocol):
@@ -72,13 +77,13 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, pattern: AttentionSpec | ReducedAttention, turns: Rotary, cache: Remembers | None = None
+        self, x: Tensor, pattern: AttentionSpec | Attends, turns: Rotary, cache: Remembers | None = None
     ) -> Tensor:
         q, k, v = self.project(x, turns)
         if cache is not None:
             k, v = cache.append(k, v)
-        reduced = isinstance(pattern, ReducedAttention)
-        attended = pattern.attend(q, k, v) if reduced else attention3d(q, k, v, pattern)
+        of_grid = isinstance(pattern, AttentionSpec)
+        attended = attention3d(q, k, v, pattern) if of_grid else pattern.attend(q, k, v)
         return self.to_out(rearrange(attended, "b h n d -> b n (h d)"))
 
     def project(self, x: Tensor, turns: Rotary) -> tuple[Tensor, Tensor, Tensor]:

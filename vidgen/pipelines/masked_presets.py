@@ -1,7 +1,12 @@
 """Presets of the masked family: the ten-task models of the built-in worlds, and one for each published system."""
 
 from vidgen.conditioning import TASKS
-from vidgen.generators import EfficientMaskedTransformer, MaskedTransformer, PrefixMaskedTransformer
+from vidgen.generators import (
+    EfficientMaskedTransformer,
+    FrameMaskedTransformer,
+    MaskedTransformer,
+    PrefixMaskedTransformer,
+)
 from vidgen.pipelines.preset import UCF_CLASSES, PipelinePreset
 from vidgen.schedulers import AbsorbingScheduler
 
@@ -101,6 +106,15 @@ MASKED_PRESETS: dict[str, PipelinePreset] = {
         text={"width": 512, "layers": 2, "heads": 8},
         scheduler={"guidance_ramp": "linear"},
         defaults={**VIDEO_SIZE, "num_inference_steps": 12, "guidance_scale": 3.0},
+    ),
+    "magi": PipelinePreset(
+        about="frame after frame, each in any order, taught from whole frames (MAGI; sizes are ours)",
+        tokenizer="base-kl",
+        generator=FrameMaskedTransformer,
+        config=B,
+        text={"width": 512, "layers": 2, "heads": 8},
+        scheduler={"choice_order": "frame", "schedule": "linear"},
+        defaults={**VIDEO_SIZE, "num_inference_steps": 40, "guidance_scale": 3.0},
     ),
     "motionaura": PipelinePreset(
         about="discrete diffusion over learned codes from text, attention between frequencies (MotionAura)",

@@ -10,6 +10,7 @@ from vidgen.generators import (
     AutoregressiveTransformer,
     DiffusionTransformer,
     EfficientMaskedTransformer,
+    FrameMaskedTransformer,
     Generator,
     LlamaTransformer,
     MaskedTransformer,
@@ -27,6 +28,7 @@ from vidgen.tokenizers.presets import TOKENIZER_PRESETS, TokenizerPreset
 FAMILIES: dict[type[Generator], tuple[type[VideoPipeline], type]] = {
     MaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     EfficientMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
+    FrameMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     PrefixMaskedTransformer: (MaskedVideoPipeline, MaskedTokenScheduler),
     DiffusionTransformer: (DiffusionVideoPipeline, FlowMatchEulerDiscreteScheduler),
     AutoregressiveTransformer: (AutoregressiveVideoPipeline, AutoregressiveScheduler),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, MaskedTransformer
+from vidgen.generators import AutoregressiveTransformer, DiffusionTransformer, FrameMaskedTransformer, MaskedTransformer
 from vidgen.pipelines.autoregressive_presets import AUTOREGRESSIVE_PRESETS
 from vidgen.pipelines.diffusion_presets import DIFFUSION_PRESETS
 from vidgen.pipelines.masked_presets import MASKED_PRESETS
@@ -22,10 +22,10 @@ BASE_SIZE = {"num_frames": 17, "height": 128, "width": 128}
 SHAPES_MASKED = PipelinePreset(
     about="masked transformer on 8 ids of 64 codes a token, the shapes world",
     tokenizer="shapes-fsq",
-    generator=MaskedTransformer,
-    config={**SMALL, **MANY_IDS, "time_order_share": 0.6},
+    generator=FrameMaskedTransformer,
+    config={**SMALL, **MANY_IDS},
     text=SMALL_TEXT,
-    scheduler={"choice_order": "time", "schedule": "square"},  # what spins has to go on as it began
+    scheduler={"choice_order": "frame", "schedule": "square"},  # what spins has to go on as it began
     defaults={**SHAPES_CALL, "num_inference_steps": 24, "guidance_scale": 2.0},
     matcher="shapes-matcher",
 )
@@ -42,7 +42,7 @@ DIGITS_MASKED = replace(
     SHAPES_MASKED,
     about="masked transformer on 8 ids of 64 codes a token, the moving digits",
     tokenizer="digits-fsq",
-    config={**SMALL, **MANY_IDS},
+    generator=MaskedTransformer,
     scheduler={"choice_order": "random"},
     defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
     matcher=None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidgen.nn.random import Generators, gumbel, rand
 from vidgen.schedulers.mask_schedule import RAMPS, check_schedule, guidance_at, masked_share
 
-ORDERS = ("confidence", "random", "time")
+ORDERS = ("confidence", "random", "time", "frame")
 
 
 @dataclass
@@ -67,7 +67,8 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
     Args:
         schedule: share of tokens masked after each step, see `masked_share`.
         choice_order: "confidence" (with Gumbel noise), "random", as always without a confidence, or "time": early
-            tokens before late ones, those of one time at random (frame after frame: Genie, arXiv 2402.15391).
+            tokens before late ones, those of one time at random (frame after frame: Genie, arXiv 2402.15391); "frame"
+            is that order where no step decides tokens of two frames, but the last if the steps are too few.
         choice_temperature: of the Gumbel noise on the log-confidence, falling linearly to 0 (MAGVIT: 4.5).
         guidance_ramp: guidance is "constant", or grows with the steps ("linear").
     """
@@ -106,11 +107,14 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
         if int(timestep) == 0:
             return masked
         score = rand(masked.shape, generators).to(masked.device)
-        if order == "time":
+        if order in ("time", "frame"):
             if times is None:
-                raise ValueError('choice_order "time" needs the times of the tokens, as the pipelines give them')
+                raise ValueError(f"choice_order {order!r} needs the times of the tokens, as the pipelines give them")
             score = score - times
-        return masked & ~lowest(score, masked, self.staying(timestep, masked, unknown))
+        chosen = masked & ~lowest(score, masked, self.staying(timestep, masked, unknown))
+        if order == "frame":
+            chosen &= times == torch.where(masked, times, times.max()).amin(dim=1, keepdim=True)
+        return chosen
 
     def step(
         self,
@@ -138,7 +142,7 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
             generators: one per sample.
             realness: `b n`, a critic's verdict on the prediction in place of the confidence; then tokens that were
                 decided earlier may be masked again (Token-Critic, arXiv 2209.04439).
-            times: `n` long, the frame that each token begins at, for the order "time".
+            times: `n` long, the frame that each token begins at, for the orders "time" and "frame".
             places: what the method of this name gave for this step, `b n` bool.
         """
         prediction = torch.where(masked.unsqueeze(-1), model_output.to(sample.dtype), sample)

@@ -196,10 +196,12 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
 
     A tokenizer may have another bottleneck and larger tokens of the same trunk, a generator other tokens, another head
     or other tasks: then the layers that touch them stay fresh, and the trunk is taken. It may also have more `layers`,
-    which begin without effect (`deepened`). Weights of losses, masks and the share of dropped prompts may differ.
+    which begin without effect (`deepened`). Weights of losses, masks and the share of dropped prompts may differ. A
+    kind of the earlier model with the same weights (`FrameMaskedTransformer` of `MaskedTransformer`) takes them too.
     """
     kind = type(model).__name__
-    if type(earlier) is not type(model):
+    same_weights = isinstance(model, type(earlier)) and model.state_dict().keys() == earlier.state_dict().keys()
+    if type(earlier) is not type(model) and not same_weights:
         raise ValueError(f"cannot start a {kind} from {source}: that is a {type(earlier).__name__}; choose its preset")
     differing = [
         name
