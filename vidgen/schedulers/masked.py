@@ -106,15 +106,14 @@ class MaskedTokenScheduler(MaskScheduler, ConfigMixin):
             return None
         if int(timestep) == 0:
             return masked
-        score = rand(masked.shape, generators).to(masked.device)
+        score, allowed = rand(masked.shape, generators).to(masked.device), masked
         if order in ("time", "frame"):
             if times is None:
                 raise ValueError(f"choice_order {order!r} needs the times of the tokens, as the pipelines give them")
             score = score - times
-        chosen = masked & ~lowest(score, masked, self.staying(timestep, masked, unknown))
-        if order == "frame":
-            chosen &= times == torch.where(masked, times, times.max()).amin(dim=1, keepdim=True)
-        return chosen
+            if order == "frame":
+                allowed = masked & (times == torch.where(masked, times, times.max()).amin(dim=1, keepdim=True))
+        return allowed & ~lowest(score, masked, self.staying(timestep, masked, unknown))
 
     def step(
         self,
