@@ -86,7 +86,7 @@ def test_one_call_trains_scores_and_draws(run: Any, shared: Path, tmp_path: Path
     for row in found.values():
         assert row["status"] in ("trained", "collapsed"), row
         assert row["psnr"] > 3 and 0 <= row["ssim"] <= 1 and row["squeezenet_features"] > 0
-        assert row["gflop"] > 0 and row["tokens"] > 0 and row["encode_frames_per_second"] > 0
+        assert row["gflop"] > 0 and row["tokens"] > 0 and row["encode_frames_per_second"] > 0 and row["device"]
     assert found["conv/fsq"]["bits_per_pixel"] > 0 and found["conv/fsq"]["perplexity"] >= 1
     assert found["conv/kl"]["bits_per_pixel"] is None and found["conv/kl"]["values_ratio"] > 1
     assert [length for length, _ in found["holistic-tail-drop/fsq"]["prefix_psnr"]] == [1, 2, 4, 8, 16]

@@ -101,6 +101,7 @@ def test_times_of_a_device_stand_in_its_own_columns(cost: Any):
 @pytest.mark.gpu
 def test_events_and_memory_of_a_gpu_are_measured(cost: Any, tmp_path):
     settings = cost.Settings(output=tmp_path / "cost.csv", device="cuda", frames=5, repeats=2)
+    cost.reset_peak_memory("cuda")  # other tests ran in this process
     row = cost.measure("shapes-kl", 64, settings, replace(cost.WAYS["cuda"], backend="eager"))
     assert row["device"] == torch.cuda.get_device_name() and row["compiled"]
     assert row["encode_frames_per_gpu_second"] > 0 and row["encode_cpu_seconds"] is row["threads"] is None

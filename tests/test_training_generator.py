@@ -168,6 +168,19 @@ def test_encoded_clips_are_the_latents_of_the_clips(bottleneck, tmp_path):
     assert encoded[1]["caption"] == clips[1]["caption"]
 
 
+def test_clips_are_encoded_alike_whoever_loads_them_and_shards_are_full(tmp_path, monkeypatch):
+    monkeypatch.setattr("vidgen.training.latent_cache.SHARD_CLIPS", 16)
+    clips, said = training_clips(tiny_run(tmp_path).data), []
+    arguments = {"count": 35, "tokenizer": tiny_tokenizer(), "text_encoder": None, "say": said.append}
+    here = encoded_clips(tmp_path, clips, key="h" * 40, **arguments)
+    by_others = encoded_clips(tmp_path, clips, key="o" * 40, workers=2, **arguments)
+    assert said == 2 * [f"encoded {done} of 35 clips" for done in (16, 32, 35)]
+    assert len(here) == len(by_others) == 35 and here.header["captions"] == by_others.header["captions"]
+    for index in (0, 15, 16, 34):
+        assert torch.equal(here[index]["ids"], by_others[index]["ids"])
+        assert here[index]["caption"] == clips[index]["caption"]
+
+
 class CountedText(TextEncoder):
     """A frozen encoder whose states are the lengths of the words."""
 

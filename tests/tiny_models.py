@@ -10,7 +10,7 @@ from vidgen.pipelines import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 from vidgen.tokenizers import CausalConvTokenizer
 
-FAMILIES = {"masked": "digits-masked", "diffusion": "shapes-flow", "autoregressive": "shapes-ar"}
+FAMILIES = {"masked": "base-masked", "diffusion": "shapes-flow", "autoregressive": "shapes-ar"}
 OPTIONS = {"kl": {"channels": 4}, "vq": {"codes": 64, "channels": 4}, "fsq": {"levels": [8, 5, 5]}}
 PAIRS = [(family, bottleneck) for family in FAMILIES for bottleneck in OPTIONS]
 

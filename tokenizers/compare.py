@@ -75,7 +75,7 @@ CONVENTIONS = {
     "entropy_bits_per_token": "each id coded by its own frequency in the scored clips",
     "usage": "share of codes seen at least once in the scored clips",
     "gflop": "round trip of one clip, multiply and add count as two",
-    "frames_per_second": "batch 1, wall clock; only to be compared where nothing else ran",
+    "frames_per_second": "batch 1, wall clock; only to be compared on one device; none with --jobs",
     "train_cpu_seconds": "training and scoring, of the last sitting alone where the row was interrupted",
     "status": "trained; collapsed: few codes in use after training; diverged: a loss was no number; failed: see note",
 }
@@ -196,6 +196,7 @@ def train_row(row: Row, settings: Settings) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
     result["train_cpu_seconds"] = round(time.process_time() - began, 1)
+    result |= {"device": environment_stamp("cuda" if on_gpu(settings) else "cpu")["device"]}
     result |= {"commit": git_commit(), "date": datetime.now(UTC).date().isoformat()}
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_json(folder / "row.json", result)
@@ -238,9 +239,12 @@ def trained_and_scored(row: Row, settings: Settings) -> dict[str, Any]:
         ),
         tokenizer=tokenizer,
     )
-    on_gpu = settings.device == "auto" and torch.cuda.is_available()
     trained: Any = vidgen.load(model)
-    return scored(trained.eval().to("cuda" if on_gpu else "cpu"), row, unseen, settings)
+    return scored(trained.eval().to("cuda" if on_gpu(settings) else "cpu"), row, unseen, settings)
+
+
+def on_gpu(settings: Settings) -> bool:
+    return settings.device == "auto" and torch.cuda.is_available()
 
 
 def scored(tokenizer: Tokenizer, row: Row, unseen: Any, settings: Settings) -> dict[str, Any]:
@@ -253,6 +257,8 @@ def scored(tokenizer: Tokenizer, row: Row, unseen: Any, settings: Settings) -> d
     report = evaluate([TokenizerSubject(tokenizer, row.name)], clips, protocol=PROTOCOL, distances=distances)
     total = report.subjects[0].total
     found = {column: total.get(score) for column, score in SCORES.items()}
+    if settings.jobs > 1:  # other rows take their share of the machine
+        found |= {column: None for column in found if column.endswith("frames_per_second")}
     per_frame = total["encode_gflop_per_frame"] + total["decode_gflop_per_frame"]
     found |= {
         "tokens": round(total["tokens"] / count),

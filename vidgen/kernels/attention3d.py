@@ -13,6 +13,8 @@ from vidgen.kernels.choice import choose, report
 from vidgen.kernels.spec import AttentionSpec
 
 Layout = Literal["bhnd", "bnhd"]
+# Asked once: torch.compile of torch 2.11 cannot trace the question.
+AUTOCAST_DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu", "hpu")))
 
 
 @overload
@@ -110,7 +112,7 @@ def _with_positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
 def _in_autocast_dtype(tensor: Tensor) -> Tensor:
     # Normalised queries and keys come in float32 beside values of 16 bits; backends get one dtype, SDPA's choice.
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
         return tensor.to(torch.get_autocast_dtype(device))
     return tensor
 

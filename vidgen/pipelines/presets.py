@@ -42,9 +42,7 @@ DIGITS_MASKED = replace(
     SHAPES_MASKED,
     about="masked transformer on 8 ids of 64 codes a token, the moving digits",
     tokenizer="digits-fsq",
-    generator=MaskedTransformer,
-    scheduler={"choice_order": "random"},
-    defaults={**SHAPES_CALL, "num_inference_steps": 12, "guidance_scale": 2.0},
+    defaults={**SHAPES_MASKED.defaults, "num_candidates": 4},
     matcher=None,
 )
 DIGITS_FLOW = replace(

@@ -67,7 +67,16 @@ def cached(
     key = cache_key(tokenizer, frozen_text, clips=facts)
     folder = run.cache_dir or run.output_dir / "cache"
     # One process encodes and the others wait for its lock, which has no limit as collectives have.
-    return encoded_clips(folder, clips, count=count, key=key, tokenizer=tokenizer, text_encoder=frozen_text, say=say)
+    return encoded_clips(
+        folder,
+        clips,
+        count=count,
+        key=key,
+        tokenizer=tokenizer,
+        text_encoder=frozen_text,
+        say=say,
+        workers=run.workers,
+    )
 
 
 def files_of(run: LatentRun) -> list[tuple[str, int, int]]:

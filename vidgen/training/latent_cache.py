@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from vidgen.latents import Latents
 from vidgen.nn.fingerprint import config_sha256, weights_sha256
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.training.checkpoint import write_folder
+from vidgen.training.clips import collate
+from vidgen.training.load_batches import load_batches
+from vidgen.training.step import Batch
 
 SHARD_CLIPS = 1024
-BATCH_CLIPS = 8
+BATCH_CLIPS = {"cpu": 8, "cuda": 64}  # by device, as many as one call encodes; divide SHARD_CLIPS
 HEADER = "cache.json"
 
 
@@ -83,6 +86,7 @@ def encoded_clips(
     tokenizer: Tokenizer,
     text_encoder: TextEncoder | None,
     say: Callable[[str], None],
+    workers: int = 0,
 ) -> EncodedClips:
     """The first `count` clips, encoded: from `folder / key` where they are already there, else encoded now.
 
@@ -90,23 +94,25 @@ def encoded_clips(
         key: of `cache_key`; another key is another folder, so nothing stale is ever read.
         text_encoder: a frozen one, whose states are kept too; None keeps captions only.
         say: told what happens.
+        workers: processes that load clips; 0 loads them here.
     """
     place = folder / key[:32]
 
     def fill(unfinished: Path) -> None:
         captions, names, labels, size = [], [], [], (0, 0, 0)
-        for number, first in enumerate(range(0, count, SHARD_CLIPS)):
-            rows: list[dict[str, Any]] = []
-            last = min(first + SHARD_CLIPS, count)
-            for start in range(first, last, BATCH_CLIPS):
-                items = [clips[index] for index in range(start, min(start + BATCH_CLIPS, last))]
-                rows += encode(items, tokenizer, text_encoder)
-                captions += [item["caption"] for item in items]
-                names += [item["id"] for item in items]
-                labels += [item["class_label"] for item in items if "class_label" in item]
-                size = tuple(items[0]["video"].shape[1:])
-            save_tensors(stacked(rows), shard_path(unfinished, number))
-            say(f"encoded {last} of {count} clips")
+        share = BATCH_CLIPS.get(tokenizer.device.type, BATCH_CLIPS["cpu"])
+        wanted = [[*range(start, min(start + share, count))] for start in range(0, count, share)]
+        rows: list[dict[str, Any]] = []
+        for batch in load_batches(clips, wanted, collate, workers=workers):
+            rows += encode(batch, tokenizer, text_encoder)
+            captions += batch["caption"]
+            names += batch["id"]
+            labels += batch.get("class_label", [])
+            size = tuple(batch["video"].shape[2:])
+            if len(rows) == SHARD_CLIPS or len(captions) == count:
+                save_tensors(stacked(rows), shard_path(unfinished, (len(captions) - 1) // SHARD_CLIPS))
+                say(f"encoded {len(captions)} of {count} clips")
+                rows = []
         header = {"key": key, "size": size, "captions": captions, "ids": names, "class_labels": labels}
         (unfinished / HEADER).write_text(json.dumps(header) + "\n")
 
@@ -120,18 +126,16 @@ def encoded_clips(
 
 
 @torch.no_grad()
-def encode(
-    items: Iterable[dict[str, Any]], tokenizer: Tokenizer, text_encoder: TextEncoder | None
-) -> list[dict[str, Tensor]]:
-    """The tensors that are kept of each item."""
-    items = list(items)
-    latents = tokenizer.encode(torch.stack([item["video"] for item in items]).to(tokenizer.device))
+def encode(batch: Batch, tokenizer: Tokenizer, text_encoder: TextEncoder | None) -> list[dict[str, Tensor]]:
+    """The tensors that are kept of each clip of a batch."""
+    latents = tokenizer.encode(batch["video"].to(tokenizer.device))
     kept = {"tokens": latents.tokens} if latents.ids is None else {"ids": latents.ids.int()}
     if latents.length is not None:
         kept["length"] = latents.length
-    rows = [{name: tensor[index].cpu() for name, tensor in kept.items()} for index in range(len(items))]
+    kept = {name: tensor.cpu() for name, tensor in kept.items()}
+    rows = [{name: tensor[index] for name, tensor in kept.items()} for index in range(len(batch["caption"]))]
     if text_encoder is not None:
-        text = text_encoder.encode([item["caption"] for item in items])
+        text = text_encoder.encode(batch["caption"])
         for row, states, mask in zip(rows, text.states.cpu(), text.mask.cpu(), strict=True):
             row["text"] = states[mask]
     return rows

@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from vidgen.data.decode import VideoError
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder
 from vidgen.training.config import OptimiserConfig, Run
 from vidgen.training.ema import MovingAverage
+from vidgen.training.load_batches import load_batches
 from vidgen.training.monitor import TrainingMonitor
 from vidgen.training.opponent import Opponent
 from vidgen.training.optimiser import build_optimiser, rate_at
@@ -30,29 +30,6 @@ from vidgen.training.step import Batch, TrainingStep
 
 SHOWN_CLIPS = 4
 MAXIMAL_SKIPS = 50  # fp16 steps in a row that the loss scaler may skip before that counts as divergence
-
-
-class ErrorsAsItems(Dataset):
-    """The items of a dataset; for a video that cannot be read its error, to which a worker would add its traceback."""
-
-    def __init__(self, items: Any) -> None:
-        self.items = items
-
-    def __getitem__(self, index: int) -> dict[str, Any] | VideoError:
-        try:
-            return self.items[index]
-        except VideoError as error:
-            return error
-
-
-class ErrorOrBatch:
-    """Joins items as `collate` does, or gives the first error among them."""
-
-    def __init__(self, collate: Callable[[list[dict]], Batch]) -> None:
-        self.collate = collate
-
-    def __call__(self, items: list[Any]) -> Batch | VideoError:
-        return next((item for item in items if isinstance(item, VideoError)), None) or self.collate(items)
 
 
 class TrainingDiverged(ValueError):
@@ -254,17 +231,14 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        loader = DataLoader(
-            ErrorsAsItems(self.items),
-            batch_sampler=sampler,
-            num_workers=self.run.workers,
-            collate_fn=ErrorOrBatch(self.collate),
-            generator=torch.Generator(),  # workers' seeds must not come from the global generator
+        batches = load_batches(
+            self.items,
+            sampler,
+            self.collate,
+            workers=self.run.workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        for batch in loader:
-            if isinstance(batch, VideoError):
-                raise batch
+        for batch in batches:
             yield self._on_device(batch)
 
     def _validation_batches(self, share: int) -> Iterator[tuple[range, Batch]]:
