@@ -95,6 +95,15 @@ def test_one_call_trains_scores_and_draws(run: Any, shared: Path, tmp_path: Path
     assert not list((tmp_path / "run").rglob("checkpoints"))
 
 
+def test_rows_trained_side_by_side_have_no_speeds(
+    recipe: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recipe, "results", lambda rows, settings: (recipe.train_row(row, settings) for row in rows))
+    assert run("--worlds", "shapes", "--only", "conv/fsq", "--jobs", "2") == 0
+    (row,) = table(tmp_path)
+    assert row["psnr"] > 3 and row["encode_frames_per_second"] is row["decode_frames_per_second"] is None
+
+
 def test_the_table_says_how_its_bits_are_counted():
     compare = recipe_module("tokenizers/compare.py")
     assert compare.CONVENTIONS["bits_per_pixel"].startswith("log2 of the codebook size of each id")

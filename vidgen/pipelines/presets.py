@@ -42,7 +42,6 @@ DIGITS_MASKED = replace(
     SHAPES_MASKED,
     about="masked transformer on 8 ids of 64 codes a token, the moving digits",
     tokenizer="digits-fsq",
-    defaults={**SHAPES_MASKED.defaults, "num_candidates": 4},
     matcher=None,
 )
 DIGITS_FLOW = replace(
