@@ -2,7 +2,8 @@
 
 Weights are rounded to bf16. A pipeline leaves its video tokenizer out and names the built-in one in `shared.json`,
 whose tokens have to be those that it was trained on (the decoder may be another one), and the matcher of its preset.
-With the weights come `run.json`, which is enough to train the model again, and `made.json`: command, commit, device.
+With the weights come `run.json`, which is enough to train the model again (paths within the checkout count from its
+root), and `made.json`: command, commit, device. Ship from the checkout that the model was trained in.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from vidgen.nn.fingerprint import weights_sha256
 from vidgen.pipelines import VideoPipeline
 from vidgen.pipelines.presets import PIPELINE_PRESETS
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def ship(run: Path, name: str) -> Path:
     """Copy `run/model` to the built-in model `name`; returns its folder.
@@ -29,6 +32,7 @@ def ship(run: Path, name: str) -> Path:
     Raises:
         ValueError: the pipeline was trained on another video tokenizer than the built-in one that it would get.
     """
+    made_here = environment_stamp()  # before anything in the checkout changes
     model: Any = vidgen.load(run / "model")
     model.to(dtype=torch.bfloat16)
     if isinstance(model, VideoPipeline):
@@ -49,12 +53,13 @@ def ship(run: Path, name: str) -> Path:
         if preset.matcher is not None:
             shared["matcher"] = preset.matcher
         (folder / "shared.json").write_text(json.dumps(shared, indent=2) + "\n")
-    shutil.copy(run / "run.json", folder / "run.json")
-    settings = json.loads((run / "run.json").read_text())
+    described = (run / "run.json").read_text().replace(f"{ROOT}/", "")
+    (folder / "run.json").write_text(described)
+    settings = json.loads(described)
     made = {
         "command": f"python {recipe} {settings['preset']} (all settings in run.json)",
         "steps": settings["steps"],
-        **environment_stamp(),
+        **made_here,
     }
     (folder / "made.json").write_text(json.dumps(made, indent=2) + "\n")
     return folder

@@ -80,6 +80,23 @@ def test_a_pipeline_is_shipped_with_the_tokenizer_that_it_was_trained_on_alone(s
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == shipped
 
 
+def test_what_is_shipped_names_no_place_of_this_machine_and_the_commit_before_it(
+    ship: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, name = tmp_path / "run", "shapes-masked"
+    vidgen.load(name).save_pretrained(run / "model")
+    settings = {"preset": name, "steps": 1, "output_dir": f"{ship.ROOT}/runs/one", "init_from": f"{ship.ROOT}/runs/two"}
+    (run / "run.json").write_text(json.dumps(settings))
+    earlier = ship.PRETRAINED / name / "earlier"
+    earlier.mkdir(parents=True)
+    monkeypatch.setattr(ship, "environment_stamp", lambda: {"commit": "clean" if earlier.exists() else "changed"})
+    folder = ship.ship(run, name)
+    shipped = json.loads((folder / "run.json").read_text())
+    assert shipped == {**settings, "output_dir": "runs/one", "init_from": "runs/two"}
+    assert json.loads((folder / "made.json").read_text())["commit"] == "clean"
+    assert not earlier.exists()
+
+
 def test_a_pipeline_whose_tokenizer_got_another_decoder_is_shipped(ship: ModuleType, tmp_path: Path):
     run, name = tmp_path / "run", "shapes-masked"
     pipeline = vidgen.load(name)
