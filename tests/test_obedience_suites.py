@@ -10,11 +10,12 @@ from recipe_module import recipe_module
 from tiny_models import pipeline as tiny_pipeline
 
 from vidgen.data.shapes import parse_caption
+from vidgen.data.shapes_timelines import OPPOSITES, render_timeline
 from vidgen.eval.coloured_objects import centres
 from vidgen.eval.continuation_obedience import evaluate_continuation
 from vidgen.eval.long_obedience import evaluate_long, long_prompt, there_and_back
 from vidgen.eval.obedience import noise, videos_of
-from vidgen.eval.oracle import OPPOSITES, Oracle, render_story
+from vidgen.eval.oracle import Oracle
 from vidgen.eval.report import write_json
 from vidgen.eval.sampling_speed import measure_sampling
 from vidgen.eval.timeline_obedience import draw_timelines, evaluate_timelines, see_switch
@@ -94,14 +95,14 @@ def test_long_prompts_turn_round_what_cannot_go_on():
     assert all(OPPOSITES[OPPOSITES[motion]] == motion for motion in OPPOSITES)
 
 
-def test_a_story_never_jumps():
+def test_a_timeline_never_jumps():
     scene = parse_caption("a small red star growing on a navy background")
     back = there_and_back(scene, 2)[1]
-    video = render_story([(0, scene), (17, back)], 33, generator=noise(0, 0))
+    video = render_timeline([(0, scene), (17, back)], 33, generator=noise(0, 0))
     assert torch.equal(video[:, :17], video[:, 16:].flip(1))
     with pytest.raises(ValueError, match="turns them round"):
         other = parse_caption("a small red star moving up on a navy background")
-        render_story([(0, scene), (9, other)], 17, generator=noise(0, 0))
+        render_timeline([(0, scene), (9, other)], 17, generator=noise(0, 0))
 
 
 def test_ground_truth_continuations_keep_the_object():

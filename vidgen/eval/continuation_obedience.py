@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from vidgen.data.shapes_timelines import render_timeline
 from vidgen.eval.detector import Judgement, centres, compare, detect
 from vidgen.eval.interval import share
 from vidgen.eval.obedience import draw_prompts, noise, plain_settings, videos_of
-from vidgen.eval.oracle import render_story
 from vidgen.eval.report import environment_stamp
 
 NEAR = 0.06  # of the frame's side: how far the object may jump where the continuation begins (it travels 0.03 a frame)
@@ -46,7 +46,7 @@ def evaluate_continuation(
         batch = scenes[first : first + batch_size]
         clips = torch.stack(
             [
-                render_story([(0, scene)], num_frames, generator=noise(seed, first + index))
+                render_timeline([(0, scene)], num_frames, generator=noise(seed, first + index))
                 for index, scene in enumerate(batch)
             ]
         )

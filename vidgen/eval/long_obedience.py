@@ -3,16 +3,15 @@
 What moves or grows would leave the frame, so the prompt is a timeline that turns it round after every segment.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from vidgen.data.shapes import Scene
+from vidgen.data.shapes_timelines import turned_round
 from vidgen.eval.detector import Judgement, compare, detect
 from vidgen.eval.interval import share
 from vidgen.eval.obedience import draw_prompts, noise, plain_settings, videos_of
-from vidgen.eval.oracle import OPPOSITES
 from vidgen.eval.report import environment_stamp
 
 SEGMENT = 16  # steps in time: segments of 17 frames, as in training, share their first and last frames
@@ -20,7 +19,7 @@ SEGMENT = 16  # steps in time: segments of 17 frames, as in training, share thei
 
 def there_and_back(scene: Scene, segments: int) -> list[Scene]:
     """The scene of each segment: every second one has the opposite motions."""
-    back = replace(scene, objects=tuple(replace(item, motion=OPPOSITES[item.motion]) for item in scene.objects))
+    back = turned_round(scene)
     return [back if number % 2 else scene for number in range(segments)]
 
 

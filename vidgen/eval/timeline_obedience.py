@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vidgen.data.shapes import BACKGROUNDS, COLOURS, Scene
+from vidgen.data.shapes_timelines import OPPOSITES, turned_round
 from vidgen.eval.detector import centres, compare, detect
 from vidgen.eval.interval import share
 from vidgen.eval.obedience import draw_prompts, noise, plain_settings, videos_of
-from vidgen.eval.oracle import OPPOSITES
 from vidgen.eval.report import environment_stamp
 
 Changed = Literal["background", "colour", "motion"]
@@ -64,7 +64,7 @@ def draw_timelines(count: int, *, seed: int, num_frames: int = 17) -> list[Timel
         else:
             motion = draw([name for name in OPPOSITES if name.startswith("moving")])
             scene = replace(scene, objects=(replace(item, motion=motion),))
-            second = replace(scene, objects=(replace(item, motion=OPPOSITES[motion]),))
+            second = turned_round(scene)
         frame = draw(range(num_frames // 3, num_frames - num_frames // 3))
         cases.append(TimelineCase(scene, second, frame, changed))
     return cases

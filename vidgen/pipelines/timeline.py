@@ -1,12 +1,13 @@
 """A timeline of prompts, `[(0, "…"), (24, "…")]`: which text holds for which frames (Phenaki, TALC)."""
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidgen.conditioning import TextStates
+from vidgen.conditioning import TextEncoder, TextStates
 from vidgen.conditioning.condition import OPEN_END
 
 Timeline = list[tuple[int, str]]
@@ -40,10 +41,33 @@ def frame_ranges(prompt: Any, states: Tensor) -> Tensor | None:
     """`Condition.frames` of the states `b l d` that `side_by_side` made of a timeline; `None` for other prompts."""
     if not is_timeline(prompt):
         return None
-    firsts = [frame for frame, _ in prompt]
-    ranges = torch.tensor(list(zip(firsts, [*firsts[1:], OPEN_END], strict=True)), device=states.device)
     states_each = states.shape[1] // len(prompt)
+    ranges = torch.tensor(ranges_of(prompt), device=states.device)
     return ranges.repeat_interleave(states_each, dim=0).expand(states.shape[0], -1, -1)
+
+
+def ranges_of(timeline: Timeline) -> list[tuple[int, int]]:
+    """First frame of each entry and one past its last."""
+    firsts = [frame for frame, _ in timeline]
+    return list(zip(firsts, [*firsts[1:], OPEN_END], strict=True))
+
+
+def encode_prompts(encoder: TextEncoder, prompts: Sequence[str | Timeline]) -> tuple[TextStates, Tensor | None]:
+    """States of prompts, some of which may be timelines, a sample each; and `Condition.frames`, `None` without any."""
+    timelines = [prompt if is_timeline(prompt) else [(0, str(prompt))] for prompt in prompts]
+    text = encoder.encode([entry for timeline in timelines for _, entry in timeline])
+    entries = max(map(len, timelines))
+    if entries == 1:
+        return text, None
+    rows = [row for row, timeline in enumerate(timelines) for _ in timeline]
+    places = [place for timeline in timelines for place in range(len(timeline))]
+    states = text.states.new_zeros(len(prompts), entries, *text.states.shape[1:])
+    mask = text.mask.new_zeros(len(prompts), entries, *text.mask.shape[1:])
+    frames = torch.zeros(len(prompts), entries, text.mask.shape[1], 2, dtype=torch.long, device=mask.device)
+    states[rows, places], mask[rows, places] = text.states, text.mask
+    ranges = torch.tensor([its for timeline in timelines for its in ranges_of(timeline)], device=mask.device)
+    frames[rows, places] = ranges[:, None]
+    return TextStates(states.flatten(1, 2), mask.flatten(1, 2)), frames.flatten(1, 2)
 
 
 def excerpt(prompt: Any, first: int, end: int) -> Any:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from vidgen.conditioning import TextEncoder
 from vidgen.data.digits import MovingDigits
 from vidgen.data.shapes import ShapesWorld
+from vidgen.data.shapes_timelines import ShapesTimelines
 from vidgen.tokenizers.base import Tokenizer
 from vidgen.training.clips import collate
 from vidgen.training.config import LatentRun
@@ -90,6 +91,6 @@ def files_of(run: LatentRun) -> list[tuple[str, int, int]]:
 def code_of(run: LatentRun) -> str:
     """Hash of the code that draws a built-in world's clips."""
     digest = hashlib.sha256()
-    for world in (ShapesWorld, MovingDigits) if run.data.is_world else ():
+    for world in (ShapesWorld, ShapesTimelines, MovingDigits) if run.data.is_world else ():
         digest.update(Path(inspect.getfile(world)).read_bytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from vidgen.data.digits import DIGIT_CLASSES, MovingDigits, digit_classes
 from vidgen.data.folder import VideoFolder
 from vidgen.data.mixture import Mixture
 from vidgen.data.shapes import HELD_OUT_PAIRS, SHAPE_CLASSES, ShapesWorld
+from vidgen.data.shapes_timelines import ShapesTimelines
 from vidgen.training.config import DataConfig
 from vidgen.training.order import seed_of
 
@@ -18,7 +19,12 @@ ENDLESS = 2**60  # clips of a world: more than anybody trains on, and Python sti
 
 
 def training_clips(data: DataConfig, *, captions_required: bool = False) -> Dataset:
-    """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`; a world has any index."""
+    """Map-style dataset of `{"video": 3 t h w in [-1, 1], "caption": str, "id": str}`; a world has any index.
+
+    With `timelines` a caption may be one, `[(0, "…"), (9, "…")]`.
+    """
+    if data.timelines > 0:
+        return ShapesTimelines(shapes_world(data, split="train"), data.timelines)
     if data.is_world:
         return world(data, split="train")
     folder = video_folder(data, clips_per_video=data.clips_per_video, captions_required=captions_required)

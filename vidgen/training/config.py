@@ -58,6 +58,8 @@ class DataConfig:
     """Leave 20 of the 32 pairs of colour and shape (`HELD_OUT_PAIRS`) out of all clips of `shapes`."""
     favour: tuple[str, ...] = ()
     """Words of objects that the training clips of `shapes` show more often: twice as often if named once, and so on."""
+    timelines: float = 0.0
+    """Share of the training clips of `shapes` whose text changes at a frame, in one word, and what it shows with it."""
     digits_dir: Path | None = None
     """Folder with the MNIST files, for `digits`."""
     data_seed: int = 0
@@ -76,6 +78,10 @@ class DataConfig:
             raise ValueError(f"hold_out leaves pairs of the shapes world out, and the data are {self.source}; drop it")
         if self.favour and self.source not in SHAPES_WORLDS:
             raise ValueError(f"favour names words of the shapes world, and the data are {self.source}; drop it")
+        if not 0 <= self.timelines <= 1 or (self.timelines > 0 and self.source != "shapes"):
+            raise ValueError(
+                f"timelines is a share of the clips of shapes, 0 to 1; got {self.timelines} for {self.source}"
+            )
 
     @property
     def is_world(self) -> bool:
@@ -363,6 +369,10 @@ class GeneratorRun(LatentRun):
             raise ValueError("tasks give away pixels, which encoded clips no longer have; set --cached-clips 0")
         if self.classes and self.text_encoder is not None:
             raise ValueError("classes take the place of a text encoder; leave one of --classes and --text-encoder out")
+        if self.classes and self.data.timelines > 0:
+            raise ValueError("a clip whose text changes has no class; set --timelines 0 or leave --classes out")
+        if self.text_encoder is not None and self.cached_clips > 0 and self.data.timelines > 0:
+            raise ValueError("encoded clips keep the states of one text each; set --cached-clips 0 or --timelines 0")
         if self.control_layers > 0 and (self.cached_clips > 0 or self.lora_rank > 0):
             raise ValueError("a control branch is trained on pixels and alone: set --cached-clips 0 and --lora-rank 0")
         if self.references > 0 and (self.cached_clips > 0 or self.lora_rank > 0 or self.control_layers > 0):
@@ -400,6 +410,8 @@ class MatcherRun(LatentRun):
                 f"{self.others} other clips' captions need a micro-batch of {self.others + 1} clips or more, got "
                 f"{clips}; raise --batch-size or lower --others"
             )
+        if self.data.timelines > 0:
+            raise ValueError("a matcher judges a clip by one text; set --timelines 0")
         if self.others == 0 and (self.near_misses == 0 or self.data.source != "shapes"):
             raise ValueError("no texts are left that do not fit; raise --others")
 

@@ -12,7 +12,6 @@ from vidgen.conditioning import (
     CONTROLS,
     ClassEncoder,
     Condition,
-    TextStates,
     TokenState,
     known_from_video,
     known_mask,
@@ -23,6 +22,7 @@ from vidgen.conditioning.tasks import chosen_tasks, draw_tasks
 from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
+from vidgen.pipelines.timeline import Timeline, encode_prompts, is_timeline
 from vidgen.training.checkpoint import write_folder
 from vidgen.training.latent_cache import latents_of
 from vidgen.training.lora import add_lora, merged
@@ -123,9 +123,9 @@ class GeneratorStep(TrainingStep):
     def condition(self, batch: Batch) -> Condition:
         if "text" in batch:
             return Condition(batch["text"], batch["text_mask"])
-        text: TextStates = self.pipeline.text_encoder.encode(self.prompts(batch))
+        text, frames = encode_prompts(self.pipeline.text_encoder, self.prompts(batch))
         control = None if self.control is None else self.latents({"video": self.control(batch["video"])})
-        return Condition(text.states, text.mask, control=control)
+        return Condition(text.states, text.mask, frames, control=control)
 
     def drop(self, condition: Condition, generators: Generators) -> Condition:
         """The condition without the states of a share of the samples: text alone, or text and images together."""
@@ -140,8 +140,8 @@ class GeneratorStep(TrainingStep):
         latents = self.latents({"video": rearrange(images, "b c r h w -> (b r) c 1 h w")})
         return self.transformer.with_references(condition, latents, samples=len(video))
 
-    def prompts(self, batch: Batch) -> list[str]:
-        """Captions of the batch, or the names of its classes."""
+    def prompts(self, batch: Batch) -> list[str | Timeline]:
+        """Captions of the batch, some of which may be timelines, or the names of its classes."""
         encoder = self.pipeline.text_encoder
         if not isinstance(encoder, ClassEncoder):
             return batch["caption"]
@@ -173,17 +173,27 @@ class GeneratorStep(TrainingStep):
 
     def samples(self, batch: Batch, generators: Generators) -> Tensor:
         frames, height, width = batch["size"] if "size" in batch else batch["video"].shape[2:]
+        prompts, sources = self.prompts(batch), list(generators)
+        calls: list[Any] = [(prompts, sources)]
+        if any(is_timeline(prompt) for prompt in prompts):  # a call takes one of them, or many texts
+            calls = [
+                (prompt if is_timeline(prompt) else [prompt], [source])
+                for prompt, source in zip(prompts, sources, strict=True)
+            ]
+        videos = []
         with torch.compiler.set_stance("force_eager"):  # sampling has other shapes at every step
-            output = self.pipeline(  # pyright: ignore[reportCallIssue]
-                prompt=self.prompts(batch),
-                num_frames=frames,
-                height=height,
-                width=width,
-                generator=list(generators),
-                output_type="pt",
-                num_candidates=1,
-            )
-        return rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1
+            for prompt, generator in calls:
+                output = self.pipeline(  # pyright: ignore[reportCallIssue]
+                    prompt=prompt,
+                    num_frames=frames,
+                    height=height,
+                    width=width,
+                    generator=generator,
+                    output_type="pt",
+                    num_candidates=1,
+                )
+                videos.append(rearrange(output.frames, "b t c h w -> b c t h w") * 2 - 1)
+        return torch.cat(videos)
 
     def export(self, folder: Path) -> None:
         """The pipeline; with LoRA the merged one, and the adapter beside it."""

@@ -70,7 +70,10 @@ class EncodedClips(Dataset):
             item["text"] = item["text"][: int(item.pop("text_length"))]
         if self.header.get("class_labels"):
             item["class_label"] = self.header["class_labels"][index]
-        return {**item, "caption": self.header["captions"][index], "id": self.header["ids"][index], "size": self.size}
+        caption = self.header["captions"][index]
+        if isinstance(caption, list):  # a timeline, whose entries JSON made lists
+            caption = [(frame, text) for frame, text in caption]
+        return {**item, "caption": caption, "id": self.header["ids"][index], "size": self.size}
 
 
 def shard_path(folder: Path, number: int) -> Path:
