@@ -29,8 +29,9 @@ DIGIT_MOTIONS: dict[str, tuple[int, int]] = {
     "staying still": (0, 0),
 }
 DIGIT_CLASSES: tuple[str, ...] = tuple(str(digit) for digit in range(10))
+DIGIT_SEPARATOR = " "  # of the digits in a class's name
 TWO_DIGIT_CLASSES: tuple[str, ...] = tuple(
-    f"{one} {other}" for one, other in combinations_with_replacement(DIGIT_CLASSES, 2)
+    f"{one}{DIGIT_SEPARATOR}{other}" for one, other in combinations_with_replacement(DIGIT_CLASSES, 2)
 )
 _DIGIT = re.compile(f"a ([0-9]) ({'|'.join(DIGIT_MOTIONS)})")
 _SPAN = 0.44  # side of a digit's 28×28 box / shorter side of the frame
@@ -52,7 +53,7 @@ class DigitScene:
     @property
     def class_name(self) -> str:
         """The digits alone, ascending: what a pipeline that is told classes hears."""
-        return " ".join(str(digit) for digit in sorted(digit for digit, _ in self.objects))
+        return DIGIT_SEPARATOR.join(str(digit) for digit in sorted(digit for digit, _ in self.objects))
 
 
 def parse_digits(caption: str) -> DigitScene:

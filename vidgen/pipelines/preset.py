@@ -50,6 +50,7 @@ class PipelinePreset:
             alone, or for reals alone, gives way to the automatic one on a tokenizer of the other kind.
         text: constructor's arguments of the built-in text encoder.
         classes: names of the classes that the model is told in place of text.
+        class_separator: parts those names into what classes share, each with a state of its own.
         scheduler: constructor's arguments of the scheduler.
         scheduler_class: another scheduler than the family's own.
         defaults: values for arguments that a call leaves out.
@@ -63,6 +64,7 @@ class PipelinePreset:
     config: dict[str, Any]
     text: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    class_separator: str | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
     scheduler_class: type | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class PipelinePreset:
 
     def build_text_encoder(self) -> TextEncoder:
         if self.classes:
-            return ClassEncoder(self.classes, width=self.text["width"])
+            return ClassEncoder(self.classes, width=self.text["width"], separator=self.class_separator)
         return WordTextEncoder(**self.text)
 
     def tiny(self) -> "PipelinePreset":

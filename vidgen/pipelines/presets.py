@@ -55,7 +55,7 @@ DIGITS_FLOW = replace(
 def by_digit_class(preset: PipelinePreset) -> PipelinePreset:
     """The preset told a class in place of text."""
     about = f"{preset.about} by class: one digit, or two in any order"
-    return replace(preset, about=about, text={"width": SMALL_TEXT["width"]}, classes=DIGIT_NAMES)
+    return replace(preset, about=about, text={"width": SMALL_TEXT["width"]}, classes=DIGIT_NAMES, class_separator=" ")
 
 
 PIPELINE_PRESETS: dict[str, PipelinePreset] = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import vidgen
 from vidgen.conditioning import ClassEncoder, TransformersTextEncoder
+from vidgen.data.digits import DIGIT_SEPARATOR
 from vidgen.matchers import Matcher
 from vidgen.matchers.presets import MATCHER_PRESETS
 from vidgen.pipelines.base import VideoPipeline
@@ -111,7 +112,8 @@ def fresh_pipeline(run: GeneratorRun) -> VideoPipeline:
     preset = replace(preset, config={**preset.config, **changed_options(preset.generator, run.changed)})
     text_encoder = None if run.text_encoder is None else TransformersTextEncoder(run.text_encoder)
     if run.classes:
-        text_encoder = ClassEncoder(class_names(run.data), width=preset.text.get("width", 192))
+        separator = DIGIT_SEPARATOR if run.data.source == "digits" else None
+        text_encoder = ClassEncoder(class_names(run.data), preset.text.get("width", 192), separator)
     pipeline = preset.build(tokenizer, text_encoder)
     if run.init_from is not None:
         earlier = vidgen.load(run.init_from)
