@@ -11,9 +11,9 @@ from tiny_models import pipeline, shake
 from torch import Tensor
 
 import vidgen
+from vidgen.conditioning.timeline import excerpt
 from vidgen.pipelines import VideoPipeline
 from vidgen.pipelines.extension import faded, windows
-from vidgen.pipelines.timeline import excerpt
 
 STAR = "a large blue star"
 

@@ -7,11 +7,11 @@ import torch
 from test_training_generator import FAMILIES, batch_of, tiny_pipeline, tiny_run
 
 from vidgen.conditioning import WordTextEncoder
+from vidgen.conditioning.timeline import encode_prompts, frame_ranges, side_by_side
 from vidgen.data.shapes import HELD_OUT_PAIRS, ShapesWorld, parse_caption
 from vidgen.data.shapes_timelines import ShapesTimelines, draw_timeline, turned_round
 from vidgen.eval.timeline_obedience import TOLERANCE, TimelineCase, see_switch
 from vidgen.nn.random import seeded
-from vidgen.pipelines.timeline import encode_prompts, frame_ranges, side_by_side
 from vidgen.training import DataConfig, MatcherRun, train_generator
 from vidgen.training.clips import training_clips, validation_clips
 from vidgen.training.generator_step import GeneratorStep

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from vidgen.conditioning import Condition
 from vidgen.conditioning.condition import OPEN_END
+from vidgen.conditioning.timeline import is_timeline
 from vidgen.latents import Latents
 from vidgen.matchers.base import Matcher, tokens_of_frames
 from vidgen.nn.random import seeded
 from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.prompting import Prompt
 from vidgen.pipelines.request import Request
-from vidgen.pipelines.timeline import is_timeline
 
 
 class ChosenVideo:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from vidgen.conditioning.control import resized
+from vidgen.conditioning.timeline import excerpt, is_timeline
 from vidgen.latents import VideoSize
 from vidgen.nn.random import Generators, randn
 from vidgen.pipelines.base import VideoPipeline
 from vidgen.pipelines.diffusion import DiffusionVideoPipeline
 from vidgen.pipelines.extension import faded
-from vidgen.pipelines.timeline import excerpt, is_timeline
 
 OWN = ("prompt", "prompt_embeds", "num_frames", "height", "width", "generator", "video", "mask", "latents", "strength")
 OWN += ("control_video", "output_type", "return_dict", "latents_path", "num_videos_per_prompt")

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidgen.conditioning.timeline import check_timeline, excerpt, is_timeline
 from vidgen.nn.random import draw_seed
 from vidgen.pipelines.output import VideoPipelineOutput
 from vidgen.pipelines.prompting import count_prompts
-from vidgen.pipelines.timeline import check_timeline, excerpt, is_timeline
 
 TIME_AXIS = {"control_video": 2, "actions": 1}  # of arguments that say something of each frame
 

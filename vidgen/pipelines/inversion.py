@@ -7,8 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from vidgen.conditioning.timeline import check_timeline, frame_ranges, is_timeline
 from vidgen.pipelines.offload import bring_onto_device
-from vidgen.pipelines.timeline import check_timeline, frame_ranges, is_timeline
 from vidgen.schedulers import denoising
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vidgen.conditioning import ClassEncoder, TextEncoder, TextStates
+from vidgen.conditioning.timeline import Timeline, check_timeline, is_timeline, side_by_side
 from vidgen.pipelines.offload import bring_onto_device
-from vidgen.pipelines.timeline import Timeline, check_timeline, is_timeline, side_by_side
 
 Prompt = str | list[str] | Timeline
 

@@ -11,13 +11,13 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from vidgen.conditioning import Condition
+from vidgen.conditioning.timeline import frame_ranges
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.random import draw_seed, seeded
 from vidgen.pipelines.editing import check_strength
 from vidgen.pipelines.given import GivenVideo, VideoInput
 from vidgen.pipelines.offload import bring_onto_device
 from vidgen.pipelines.prompting import Prompt, PromptedVideo
-from vidgen.pipelines.timeline import frame_ranges
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 

@@ -19,10 +19,10 @@ from vidgen.conditioning import (
     task_numbers,
 )
 from vidgen.conditioning.tasks import chosen_tasks, draw_tasks
+from vidgen.conditioning.timeline import Timeline, encode_prompts, is_timeline
 from vidgen.latents import Latents
 from vidgen.nn.random import Generators, rand
 from vidgen.pipelines.base import VideoPipeline
-from vidgen.pipelines.timeline import Timeline, encode_prompts, is_timeline
 from vidgen.training.checkpoint import write_folder
 from vidgen.training.latent_cache import latents_of
 from vidgen.training.lora import add_lora, merged

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidgen.conditioning import TextEncoder, TextStates
 from vidgen.conditioning.condition import OPEN_END
+from vidgen.conditioning.text import TextEncoder, TextStates
 
 Timeline = list[tuple[int, str]]
 
