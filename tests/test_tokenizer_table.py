@@ -150,14 +150,15 @@ def test_the_readme_says_which_rows_of_the_comparison_collapsed():
     rows = results("tokenizers_compare.csv")
     shapes = [row for row in rows if row["world"] == "shapes" and row["seed"] == "0"]
     collapsed = [row for row in shapes if row["status"] == "collapsed"]
-    assert f"**{len(collapsed)} of the {len(shapes)} rows of the shapes world ended with" in README
+    assert f"**{len(collapsed)} of the {len(shapes)} rows of the shapes world (first seed) ended with" in README
     (real,) = [row for row in rows if row["world"] == "real" and row["status"] != "trained"]
     assert real["name"] == "holistic-tail-drop/fsq"
     assert f"one row collapsed, holistic tokens with tail drop ({perplexities([real])[0]})" in README
     trunks = {row["trunk"]: row for row in shapes if row["bottleneck"] == "fsq"}
     fallen = [row for row in trunks.values() if row["status"] == "collapsed"]
     assert f"{len(fallen)} of the {len(trunks) - 1} trunks with FSQ" in README  # beside the convolution
-    assert trunks.keys() - {row["trunk"] for row in fallen} == {"conv", "conv-haar", "scales"}
+    standing = {"conv", "conv-haar", "scales", "structure-dynamics", "diffusion-decoder"}
+    assert trunks.keys() - {row["trunk"] for row in fallen} == standing
     low, *_, high = perplexities(fallen)
     of_others = [perplexities([trunks[name]])[0] for name in ("conv", "conv-haar", "scales")]
     said = "a perplexity of {} to {} out of 1,000 codes (convolution {}, Haar bands {}, four scales {})"
