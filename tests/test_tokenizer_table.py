@@ -1,6 +1,7 @@
 """Are the tables in tokenizers/README.md, which trunk keeps which promise and which system is which preset, true?"""
 
 import csv
+import math
 import re
 from dataclasses import fields
 from fnmatch import fnmatch
@@ -167,6 +168,22 @@ def test_the_readme_says_which_rows_of_the_comparison_collapsed():
     assert f"in four rows that all collapsed (perplexity {low} to {high})" in README
     (rest,) = [row for row in collapsed if row not in fallen]
     assert rest["name"] == "conv/fsq-16-bits" and f"({perplexities([rest])[0]})" in README
+
+
+def test_the_readme_says_how_far_the_second_seed_is_from_the_first():
+    rows = results("tokenizers_compare.csv")
+    assert f"{len(rows)} of 160 rows" in README
+    first, second = (
+        {row["name"]: float(row["psnr"]) for row in rows if row["world"] == "shapes" and row["seed"] == seed}
+        for seed in "01"
+    )
+    assert f"{len(second)} of the second in the shapes world" in README
+    named = {"conv/vq": "cosine VQ", "conv/vq-plain": "plain VQ", "conv/residual-fsq": "residual FSQ"}
+    said = [f"{shown} {second[name]:.1f}" for name, shown in named.items()]
+    assert all(text in README for text in said), said
+    others = second.keys() - named.keys() - {"conv/vq-balanced"}
+    furthest = max(abs(second[name] - first[name]) for name in others)
+    assert f"the other {len(others)} within {math.ceil(10 * furthest) / 10} of the first" in README
 
 
 def test_the_readme_says_that_codes_beside_wan_were_hardly_in_use():
