@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vidgen.bottlenecks import VQ, Bottlenecked
 from vidgen.bottlenecks.record import recorded_bottlenecks
 from vidgen.latents import LatentPart
 from vidgen.nn.random import seeded
@@ -35,7 +36,7 @@ from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, 
 from vidgen.training.curriculum import Curriculum, scaled, without_frames
 from vidgen.training.distillation import Distillation, pooled_to
 from vidgen.training.ema import MovingAverage
-from vidgen.training.monitor import CodebookCounter, TrainingMonitor
+from vidgen.training.monitor import CodebookCounter, TrainingMonitor, codebook_collapsed
 from vidgen.training.opponent import Opponent
 from vidgen.training.processes import build_accelerator
 from vidgen.training.recipes import RECIPES, with_recipe
@@ -461,6 +462,27 @@ def test_the_counter_leaves_out_codes_that_do_not_learn():
     motion = MotionVectors(reach=2, discrete=True)
     counter.add([(motion, motion(torch.zeros(2, 9, 2)))])
     assert counter.read() == {}
+
+
+@pytest.mark.parametrize(
+    ("codes", "dead", "living"),
+    [(3, 1.2, 2.9), (8, 1.5, 3.0), (64, 1.5, 3.0), (1024, 15.0, 30.0), (2**18, 90.0, 110.0)],
+)
+def test_few_codes_in_use_are_a_collapse_whatever_the_size_of_the_codebook(codes: int, dead: float, living: float):
+    used = {"codes_used": 3.0, "codes_possible": float(codes)}
+    assert codebook_collapsed({**used, "perplexity": dead}) is not None
+    assert codebook_collapsed({**used, "perplexity": living}) is None
+
+
+def test_the_counter_keeps_bottlenecks_apart_and_reads_the_worst_for_its_size():
+    small, large, other = (VQ(codes=codes, channels=2) for codes in (8, 1024, 1024))
+    counter = CodebookCounter()
+    few, many = torch.arange(4).repeat(256), torch.arange(1024)
+    for bottleneck, ids in ((small, few), (large, few), (other, many)):
+        counter.add([(bottleneck, Bottlenecked(torch.zeros(1, 1024, 2), ids[None, :, None]))])
+    measured = counter.read()  # 4 of 8 codes are more than 4 of 1024, which do not hide among the others' 1024
+    assert measured == {"codes_used": 4.0, "codes_possible": 1024.0, "perplexity": pytest.approx(4.0)}
+    assert codebook_collapsed(measured) is not None
 
 
 def collapsed(perplexity: float = 2.0) -> dict[str, float]:

@@ -45,7 +45,7 @@ from vidgen.tokenizers.presets import TokenizerPreset
 from vidgen.training import DataConfig, OptimiserConfig, TokenizerRun, TrainingDiverged, train_tokenizer
 from vidgen.training.clips import training_clips, validation_clips
 from vidgen.training.config import Precision
-from vidgen.training.monitor import codebook_collapsed
+from vidgen.training.monitor import codebook_collapsed, health
 
 World = Literal["shapes", "real"]
 Contest = Literal["parts", "beside-wan"]
@@ -285,7 +285,7 @@ def collapse(tokenizer: Tokenizer, total: dict[str, Any], cutting: Cutting) -> s
             found.append({"perplexity": perplexity, "codes_used": used, "codes_possible": possible})
     if not found:
         return None
-    return codebook_collapsed(min(found, key=lambda codes: codes["perplexity"] / codes["codes_possible"]))
+    return codebook_collapsed(min(found, key=health))
 
 
 @torch.no_grad()

@@ -209,10 +209,10 @@ def in_blocks(chunks: Iterable[Tensor], *, first: int, others: int) -> Iterator[
         count += chunk.shape[2]
         while count > wanted:  # not ≥: a full block may still be the last one
             joined = torch.cat(waiting, dim=2) if len(waiting) > 1 else waiting[0]
-            yield joined[:, :, :wanted], False
+            yield joined[:, :, :wanted].contiguous(), False  # products of a strided view may round otherwise
             waiting, count, wanted = [joined[:, :, wanted:]], count - wanted, others
     if count:
-        yield (torch.cat(waiting, dim=2) if len(waiting) > 1 else waiting[0]), True
+        yield (torch.cat(waiting, dim=2) if len(waiting) > 1 else waiting[0]).contiguous(), True
 
 
 def checked(chunks: Iterable[Tensor]) -> Iterator[Tensor]:

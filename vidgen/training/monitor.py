@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vidgen.bottlenecks import Bottleneck
 from vidgen.bottlenecks.record import Passage
 from vidgen.eval.codebook import Histogram
 
@@ -15,36 +16,44 @@ class CodebookCounter:
     """Counts the ids of codes that learn, of the last steps of training, at most `kept` of them."""
 
     def __init__(self, *, kept: int = 64) -> None:
-        self.seen: deque[tuple[dict[int, int], Tensor]] = deque(maxlen=kept)
+        self.seen: deque[tuple[Bottleneck, list[int], Tensor]] = deque(maxlen=kept)
 
     def add(self, passages: list[Passage]) -> None:
         """Keep the ids for later: counting them now would make a GPU wait."""
         for bottleneck, result in passages:
-            sizes = {number: size for number, size in enumerate(bottleneck.codebooks) if number not in bottleneck.fixed}
-            if result.ids is not None and sizes:
-                self.seen.append((sizes, result.ids))
+            learning = [number for number in range(len(bottleneck.codebooks)) if number not in bottleneck.fixed]
+            if result.ids is not None:
+                self.seen.append((bottleneck, learning, result.ids))
 
     def read(self) -> dict[str, float]:
         """Since the last call, of the codebook in the worst state: the codes used, how many could have been (the
         codebook's size, or the number of tokens seen) and their perplexity; {} when nothing was seen."""
-        histograms: dict[tuple[int, int], Histogram] = {}
-        for sizes, ids in self.seen:
-            for number, size in sizes.items():
+        histograms: dict[tuple[Bottleneck, int], Histogram] = {}
+        for bottleneck, learning, ids in self.seen:
+            for number in learning:
                 own = ids[..., number].flatten().cpu()
-                histograms.setdefault((number, size), Histogram()).add(own, torch.ones_like(own))
+                histograms.setdefault((bottleneck, number), Histogram()).add(own, torch.ones_like(own))
         self.seen.clear()
-        if not histograms:
-            return {}
-        (_, size), worst = min(histograms.items(), key=lambda item: item[1].entropy_bits)
-        return {
-            "codes_used": float(len(worst.ids)),
-            "codes_possible": float(min(size, worst.total)),
-            "perplexity": 2**worst.entropy_bits,
-        }
+        codebooks = [
+            {
+                "codes_used": float(len(histogram.ids)),
+                "codes_possible": float(min(bottleneck.codebooks[number], histogram.total)),
+                "perplexity": 2**histogram.entropy_bits,
+            }
+            for (bottleneck, number), histogram in histograms.items()
+        ]
+        return min(codebooks, key=health, default={})
+
+
+def health(codes: dict[str, float]) -> float:
+    """Perplexity of a codebook over the least that a living one has: 2 % of its codes, between 2 and 100, and half of
+    a codebook of fewer than 4."""
+    possible = codes["codes_possible"]
+    return codes["perplexity"] / min(max(0.02 * possible, min(2.0, possible / 2)), 100.0)
 
 
 def codebook_collapsed(scalars: dict[str, float]) -> str | None:
-    if "perplexity" not in scalars or scalars["perplexity"] >= min(100.0, 0.02 * scalars["codes_possible"]):
+    if "perplexity" not in scalars or health(scalars) >= 1:
         return None
     return (
         f"the codebook has collapsed: {scalars['codes_used']:.0f} of {scalars['codes_possible']:.0f} codes in use, "
