@@ -363,6 +363,16 @@ def test_an_unknown_bottleneck_is_refused_with_the_names_that_exist():
     [
         ("kl", {"channels": 0}, "at least 1 channel"),
         ("kl", {"deviation": 0.0}, "the bottleneck without noise is 'ae'"),
+        ("kl", {"weight": math.nan}, "weight of bottleneck 'kl' is of type float; got nan"),
+        ("kl", {"channels": 4.0}, "channels of bottleneck 'kl' is of type int; got 4.0"),
+        ("vq", {"codes": True}, "of type int; got True"),
+        ("vq", {"cosine": 1}, "of type bool; got 1"),
+        ("fsq", {"levels": 8}, "of type .*; got 8"),
+        ("fsq", {"levels": (8.5, 5)}, r"got \(8.5, 5\)"),
+        ("adacode", {"kept": 1.5}, r"of type int \| None; got 1.5"),
+        ("residual", {"inner": "lfq", "options": {"bits": 18.0}}, "bits of bottleneck 'lfq' is of type int; got 18.0"),
+        ("gumbel", {"temperature": 0.05, "cooling_steps": 9}, "which is warmer"),
+        ("gumbel", {"last_temperature": 0.5}, "reached after cooling_steps, and there are none"),
         ("ae", {"channels": 0}, "at least 1 channel"),
         ("vq", {"codes": 1}, "at least 2 codes"),
         ("vq", {"channels": 0}, "at least 1 channel"),
@@ -564,6 +574,19 @@ def test_unused_codes_restart_on_the_data():
     assert ids.unique().numel() > 32
 
 
+@pytest.mark.parametrize("cosine", [True, False])
+def test_codes_without_members_stay_where_they_are_when_none_restarts(cosine: bool):
+    torch.manual_seed(0)
+    bottleneck = VQ(codes=16, channels=4, decay=0.5, restart_below=0.0, cosine=cosine).train()
+    x = bottleneck.codebook.vectors[:3].expand(2, 3, 4).clone()
+    before = bottleneck.codebook.vectors.norm(dim=-1)
+    for _ in range(200):
+        bottleneck(x)
+    assert torch.allclose(bottleneck.codebook.vectors.norm(dim=-1), before, rtol=0.01)
+    found = bottleneck(bottleneck.lookup(torch.tensor([[[9]]]))).ids
+    assert found is not None and found.item() == 9
+
+
 def test_more_dead_codes_than_tokens_restart_without_twins():
     torch.manual_seed(0)
     bottleneck = VQ(codes=64, channels=4, decay=0.01, restart_below=0.5).train()
@@ -753,6 +776,48 @@ def test_each_residual_layer_comes_closer_and_a_prefix_of_the_ids_decodes(case: 
     target, ids = bottleneck.enter(x), bottleneck(x).ids
     errors = [float((bottleneck.lookup(ids[..., :count]) - target).abs().mean()) for count in (1, 2, 3)]
     assert errors[2] < 0.75 * errors[1] < 0.75**2 * errors[0]
+
+
+def test_residual_codes_of_residual_codes_go_on_to_refine():
+    inner = {"inner": "fsq", "options": {"levels": [5, 5]}, "count": 2}
+    bottleneck = Residual(inner="residual", options=inner, count=2).eval()
+    x = features(bottleneck, count=400)
+    target, ids = bottleneck.enter(x), bottleneck(x).ids
+    assert ids is not None
+    one, two = (float((bottleneck.lookup(ids[..., :count]) - target).abs().mean()) for count in (2, 4))
+    assert two < 0.1 * one
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_a_part_of_a_residual_layers_ids_is_refused(count: int):
+    bottleneck = Residual(inner="lfq", options={"bits": 4, "groups": 2}, count=3)
+    with pytest.raises(ValueError, match=f"1 to 3 quantizers, 2 a token and quantizer, got {count}"):
+        bottleneck.lookup(torch.zeros(1, 5, count, dtype=torch.long))
+
+
+def test_a_product_is_as_its_quantizers_are():
+    assert Product(inner="adacode", options={"codes": 8, "channels": 2, "count": 2}).fixed == (2, 3, 6, 7)
+    with pytest.raises(ValueError, match="'product' learns from the gradient"):
+        Residual(inner="product", options={"inner": "adacode"})
+    options = {"codes": 16, "channels": 4, "cosine": False, "rotation": True}
+    torch.manual_seed(0)
+    product = Product(inner="vq", options=options, count=2)
+    vectors, codes = torch.randn(1, 5, 8, requires_grad=True), torch.randn(1, 5, 8)
+    pull = torch.randn(1, 5, 8)
+    (whole,) = torch.autograd.grad((product.passed(vectors, codes) * pull).sum(), vectors)
+    for half in (slice(0, 4), slice(4, 8)):
+        passed = rotated(vectors[..., half], codes[..., half])
+        (own,) = torch.autograd.grad((passed * pull[..., half]).sum(), vectors)
+        assert torch.equal(own[..., half], whole[..., half])
+
+
+def test_bits_that_share_no_divisor_have_the_entropy_of_their_few_runs():
+    torch.manual_seed(0)
+    bottleneck = LFQ(bits=31, entropy=1.0, entropy_boost=1.0, temperature=1.0).train()
+    x = torch.randn(2, 300, 31)
+    runs = [LFQ(bits=bits, entropy=1.0, entropy_boost=1.0, temperature=1.0).train() for bits in (16, 15)]
+    parts = [run(part).losses["entropy"] for run, part in zip(runs, x.split([16, 15], dim=-1))]
+    assert torch.allclose(bottleneck(x).losses["entropy"], torch.stack(parts).sum(), rtol=1e-5)
 
 
 def test_residual_codes_pass_gradients_as_their_quantizers_do():

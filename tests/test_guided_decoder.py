@@ -22,7 +22,8 @@ ENCODERS = ["shapes-kl", "shapes-fsq", "omnitokenizer-kl", "larp", "coordtok", "
 def small(name: str = "shapes-kl", **options: Any) -> GuidedDecoderTokenizer:
     torch.manual_seed(0)
     encoder = TOKENIZER_PRESETS[name].tiny().build().eval()
-    return GuidedDecoderTokenizer.around(encoder, **{"patch": 4, "width": 16, "depth": 1, "heads": 2, **options})
+    sizes = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "freeze_encoder": encoder.trains_on_pieces}
+    return GuidedDecoderTokenizer.around(encoder, **{**sizes, **options})
 
 
 def louder(tokenizer: GuidedDecoderTokenizer) -> GuidedDecoderTokenizer:

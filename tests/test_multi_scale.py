@@ -176,6 +176,7 @@ def test_sub_codes_of_a_product_stay_apart():
     ("changes", "message"),
     [
         ({"scales": (4, 2)}, "end with 1"),
+        ({"bottleneck_options": {"codes": 64, "channels": 4, "cosine": False, "balance": 0.1}}, "set balance to 0"),
         ({"scales": (2, 4, 1)}, "coarse to fine"),
         ({"scales": ()}, "end with 1"),
         ({"dropout": 1.5}, "between 0 and 1"),

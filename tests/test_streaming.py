@@ -129,6 +129,15 @@ def test_streams_of_batches_equal_one_shot_in_bf16_and_with_frozen_weights(prese
             assert torch.equal(torch.cat(list(tokenizer.decode_stream(latents.split(rows))), dim=2), decoded)
 
 
+@pytest.mark.parametrize("preset", STREAMING)
+@pytest.mark.parametrize("other", [{"batch": 2}, {"height": 32}])
+def test_latents_of_another_batch_or_size_do_not_continue_a_stream(preset: str, other: dict):
+    tokenizer = tiny(preset)
+    first, second = tokenizer.encode(clip(19)).split(1)[0], tokenizer.encode(clip(19, **other)).split(1)[1]
+    with pytest.raises(ValueError, match=r"differ in \(batch, height, width\): first \(1, 16, 16\), then"):
+        list(tokenizer.decode_stream([first, second]))
+
+
 @pytest.mark.parametrize("preset", WHOLE_CLIP)
 def test_presets_that_see_the_whole_clip_say_so_and_refuse_to_stream(preset: str):
     tokenizer = tiny(preset)
@@ -196,7 +205,7 @@ def test_a_stream_out_of_order_or_of_changing_size_is_refused():
         list(tokenizer.decode_stream([first, third]))
     with pytest.raises(ValueError, match="begin at frame 0, got ones that begin at frame 9"):
         tokenizer.decode(second)
-    with pytest.raises(ValueError, match="chunks before are 16x16, this one 16x24"):
+    with pytest.raises(ValueError, match=r"first \(1, 16, 16\), then \(1, 16, 24\)"):
         list(tokenizer.decode_stream([first, tokenizer.encode(clip(25, 16, 24)).split(3)[1]]))
     with pytest.raises(ValueError, match="inside a row of tokens"):
         cut = tokenizer.encode(clip(7))

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,26 @@ def test_what_is_no_tensor_or_no_latents_is_refused_with_what_to_give(preset):
         tokenizer.decode(torch.zeros(1, 8, 4))
 
 
+@each_preset
+def test_ids_that_are_no_codes_are_refused(preset):
+    tokenizer = tiny(preset)
+    latents = tokenizer.encode(clip(5))
+    if latents.ids is None:
+        pytest.skip("no ids")
+    for wrong in (-1, max(max(part.codebooks) for part in latents.spec.parts)):
+        ids = latents.ids.clone()
+        ids[0, 0, 0] = wrong
+        with pytest.raises(ValueError, match=f"1 ids outside them, such as {wrong}"):
+            tokenizer.decode(replace(latents, ids=ids))
+
+
+def test_a_length_is_refused_where_no_prefix_is_decoded():
+    tokenizer = small("fsq")
+    latents = tokenizer.encode(clip(5))
+    with pytest.raises(ValueError, match="no use for a prefix of its tokens"):
+        tokenizer.decode(replace(latents, length=torch.tensor([3])))
+
+
 def test_latents_of_another_tokenizer_are_refused():
     latents = small("fsq").encode(clip(5))
     for other in (small("vq"), small("kl"), small("fsq", bottleneck_options={"levels": [8, 5, 4]})):
@@ -556,6 +577,8 @@ def test_a_token_of_several_positions_holds_the_ids_of_their_tokens():
         ),
         ({"block_frames": 10}, "not a multiple of the temporal stride 4; use 8"),
         ({"block_frames": 0}, "use 4"),
+        ({"block_frames": 16.0}, "a whole number of frames, got 16.0; for example 16"),
+        ({"squared_weight": -0.5}, "squared_weight is the weight of a loss term and at least 0, got -0.5"),
         ({"bottleneck_type": "lfqq"}, "unknown bottleneck 'lfqq'; one of"),
         ({"bottleneck_type": "kl", "bottleneck_options": {"levels": [8, 5]}}, "no option levels; it takes channels"),
         ({"bottleneck_type": "fsq", "bottleneck_options": {"levels": [8, 2]}}, "at least 3 levels"),

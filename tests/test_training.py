@@ -204,6 +204,30 @@ def test_larger_tokens_of_the_same_trunk_take_its_weights_and_another_stride_doe
         take_weights(other, source, source="somewhere")
 
 
+@pytest.mark.parametrize("preset", ["shapes-vq", "larp"])
+def test_codes_that_are_learned_otherwise_are_taken_and_other_codes_are_not(preset: str, caplog):
+    made = TOKENIZER_PRESETS[preset].tiny()
+    options = made.config["bottleneck_options"]
+    source = made.build()
+    with torch.no_grad():
+        for tensor in source.state_dict().values():
+            tensor.fill_(1)
+    inside = "bottleneck" if hasattr(source, "bottleneck") else "bottlenecks"
+    codes = {name: tensor for name, tensor in source.state_dict().items() if name.startswith((inside, "latent_"))}
+
+    target = replace(made, config={**made.config, "bottleneck_options": {**options, "commitment": 0.5}}).build()
+    take_weights(target, source, source="somewhere")
+    assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in codes.items())
+    assert not caplog.messages
+
+    target = replace(made, config={**made.config, "bottleneck_options": {**options, "codes": 99}}).build()
+    fresh = {name: target.state_dict()[name].clone() for name in codes}
+    take_weights(target, source, source="somewhere")
+    assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in fresh.items())
+    (told,) = caplog.messages
+    assert told.startswith("not from somewhere, but fresh: ") and all(name in told for name in codes)
+
+
 def test_another_bottleneck_takes_the_trunk_and_keeps_its_own_layers_fresh():
     source, target = tiny_tokenizer(seed=1), tiny_tokenizer("kl", seed=2)
     fresh = {name: tensor.clone() for name, tensor in target.state_dict().items()}

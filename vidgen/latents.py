@@ -357,7 +357,7 @@ class Latents:
             raise ValueError("a chunk of a stream is saved with its vectors; leave ids_only out, or join the chunks")
         tensors = {}
         if self.ids is not None:
-            self._check_ids()  # a narrow type would make others of them
+            self.check_ids()  # a narrow type would make others of them
             tensors["ids"] = self.ids.to(_narrowest(self.spec))
         if self.ids is None or not ids_only:
             tensors["tokens"] = self.tokens
@@ -406,7 +406,7 @@ class Latents:
             if tokens is None:  # a stand-in without memory: all else is checked before the codebook is looked into
                 tokens = torch.zeros(1).expand(len(tensors["ids"]), spec.num_tokens(size, start=start), spec.channels)
             latents = cls(tokens, ids, size, spec, length, start, header)
-            latents._check_ids()
+            latents.check_ids()
             if "tokens" in tensors and not tokens.isfinite().all():
                 raise ValueError(f"{int((~tokens.isfinite()).sum())} numbers of its vectors are NaN or infinite")
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -418,7 +418,7 @@ class Latents:
             raise ValueError(f"{path} holds ids of another kind of tokenizer; give the one that made them")
         return replace(latents, tokens=tokenizer.reals_from_ids(latents.ids.to(tokenizer.device), size).detach().cpu())
 
-    def _check_ids(self) -> None:
+    def check_ids(self) -> None:
         """ValueError for ids that are none of the codebook's."""
         if self.ids is None:
             return

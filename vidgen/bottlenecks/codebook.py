@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from vidgen.kernels.ops import vq_assign
 
 SMOOTHING = 1e-5  # added to the count of each code, so that one without members keeps a finite mean
+FADED = 1e-3  # a smaller count says nothing of where members are, but how long there were none
 
 
 class Codebook(nn.Module):
@@ -67,7 +68,8 @@ class Codebook(nn.Module):
         self.sums.lerp_(sums.to(self.sums.dtype), 1 - self.decay)
         total = self.counts.sum()
         smoothed = (self.counts + SMOOTHING) / (total + len(self.counts) * SMOOTHING) * total
-        self.vectors.copy_(self._placed(self.sums / smoothed[:, None]))
+        moved = self._placed(self.sums / smoothed[:, None]).to(self.vectors.dtype)
+        self.vectors.copy_(torch.where(self.counts[:, None] > FADED, moved, self.vectors))  # others wait where they are
         self._replace(self.counts < self.restart_below, members)
 
     def _placed(self, vectors: Tensor) -> Tensor:

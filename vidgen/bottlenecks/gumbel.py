@@ -10,6 +10,8 @@ from vidgen.bottlenecks.base import Bottleneck, Bottlenecked
 from vidgen.kernels.ops import vq_assign
 from vidgen.nn.random import Generators, gumbel
 
+DALLE_LAST = 1 / 16
+
 
 class Gumbel(Bottleneck):
     """One id a token out of `codes`; its encoder ends in as many channels, so codebooks stay small (arXiv 2102.12092).
@@ -36,7 +38,7 @@ class Gumbel(Bottleneck):
         sharpness: float = 3.0,
         temperature: float = 1.0,
         weight: float = 1e-3,
-        last_temperature: float = 1 / 16,
+        last_temperature: float = DALLE_LAST,
         cooling_steps: int = 0,
     ) -> None:
         super().__init__()
@@ -48,6 +50,16 @@ class Gumbel(Bottleneck):
         if min(weight, cooling_steps) < 0:
             raise ValueError(
                 f"Gumbel's weight and cooling_steps must not be negative, got {weight} and {cooling_steps}"
+            )
+        if cooling_steps and last_temperature > temperature:
+            raise ValueError(
+                f"Gumbel cools from temperature {temperature} to last_temperature {last_temperature}, which is warmer; "
+                "swap them"
+            )
+        if not cooling_steps and last_temperature != DALLE_LAST:
+            raise ValueError(
+                f"last_temperature {last_temperature} is reached after cooling_steps, and there are none; set "
+                "cooling_steps above 0 or leave last_temperature out"
             )
         self.in_channels, self.channels = codes, channels
         self.codebooks = (codes,)

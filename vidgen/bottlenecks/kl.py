@@ -22,7 +22,7 @@ class KL(Bottleneck):
         super().__init__()
         if channels < 1:
             raise ValueError(f"KL needs at least 1 channel, got {channels}")
-        if weight < 0 or (deviation is not None and deviation <= 0):
+        if not weight >= 0 or (deviation is not None and not deviation > 0):  # NaN is neither
             raise ValueError(
                 f"KL needs a weight of at least 0 and a deviation above 0, got {weight} and {deviation}; the "
                 "bottleneck without noise is 'ae'"

@@ -1,5 +1,7 @@
 """LFQ: the sign of every channel is a bit of the id, no codebook at all (MAGVIT-v2)."""
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -57,7 +59,6 @@ class LFQ(Quantizer):
         self.codebooks = (2 ** (bits // groups),) * groups
         self.temperature, self.commitment = temperature, commitment
         self.entropy = EntropyTerm(entropy, boost=entropy_boost, steps=boost_steps, diversity=diversity)
-        self.joint = next(runs for runs in range(1, bits + 1) if bits % runs == 0 and bits // runs <= LARGEST_JOINT)
         self.scale = 1.0
 
     def quantize(self, vectors: Tensor, *, sample: bool = False, generators: Generators | None = None) -> Bottlenecked:
@@ -66,11 +67,18 @@ class LFQ(Quantizer):
         losses = {}
         if self.training:
             losses["commitment"] = self.commitment * (vectors - codes).square().mean()
-            entropies = binary_entropy_stats(
-                vectors, 1 / self.temperature, scale=self.scale, groups=self.joint, average=mean_over_processes
-            )
-            losses["entropy"] = self.entropy(*entropies, codes=self.codebooks)
+            of_a_token, of_the_mean = self._entropies(vectors)
+            losses["entropy"] = self.entropy(of_a_token, of_the_mean, codes=self.codebooks)
         return Bottlenecked(straight_through(vectors, codes), ids, losses)
+
+    def _entropies(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean entropy of a token's code and entropy of the mean code, in nats, summed over as few runs as can be."""
+        runs = [
+            binary_entropy_stats(run, 1 / self.temperature, scale=self.scale, groups=1, average=mean_over_processes)
+            for run in vectors.tensor_split(math.ceil(self.channels / LARGEST_JOINT), dim=-1)
+        ]
+        of_a_token, of_the_mean = zip(*runs, strict=True)
+        return torch.stack(of_a_token).sum(), torch.stack(of_the_mean).sum()
 
     def lookup(self, ids: Tensor) -> Tensor:
         bits = (ids.unsqueeze(-1) >> self._places(ids)) & 1

@@ -37,8 +37,14 @@ class Product(Stack):
         first = self.quantizers[0]
         self.in_channels, self.channels = count * first.in_channels, count * first.channels
         self.distinct, self.finer, self.unit_length = first.distinct, first.finer, first.unit_length
+        self.needs_gradient, self.passed = first.needs_gradient, self._passed_in_parts
         if len(self.finer) > 1:
             self.finer = self.finer * count
+
+    def _passed_in_parts(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """Each part as its own quantizer passes it."""
+        pairs = zip(vectors.chunk(len(self.layers), dim=-1), codes.chunk(len(self.layers), dim=-1), strict=True)
+        return torch.cat([self.quantizers[0].passed(*pair) for pair in pairs], dim=-1)
 
     def enter(self, features: Tensor) -> Tensor:
         parts = features.chunk(len(self.layers), dim=-1)

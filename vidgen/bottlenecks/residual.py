@@ -41,6 +41,7 @@ class Residual(Stack):
             raise ValueError(f"the dropout of residual codes is a share between 0 and 1, got {dropout}")
         self.dropout = dropout
         self.in_channels, self.channels, self.passed = first.in_channels, first.channels, first.passed
+        self.finer = tuple(ratio**count for ratio in first.finer)
 
     def _scales(self, like: Tensor) -> list[Tensor]:
         """How large the codes of each quantizer are beside the first one's."""
@@ -67,6 +68,12 @@ class Residual(Stack):
         return Bottlenecked(self.passed(vectors, codes), torch.cat(ids, dim=-1), losses)
 
     def lookup(self, ids: Tensor) -> Tensor:
+        of_a_layer = len(self.quantizers[0].codebooks)
+        if ids.shape[-1] % of_a_layer or not 0 < ids.shape[-1] <= len(self.codebooks):
+            raise ValueError(
+                f"expected the ids of 1 to {len(self.layers)} quantizers, {of_a_layer} a token and quantizer, got "
+                f"{ids.shape[-1]} a token"
+            )
         codes, first = torch.zeros((), device=ids.device), 0
         for layer, scale in zip(self.quantizers, self._scales(ids), strict=True):
             own = ids[..., first : first + len(layer.codebooks)]

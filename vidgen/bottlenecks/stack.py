@@ -25,6 +25,8 @@ class Stack(Quantizer):
             layers.append(layer)
         self.layers = nn.ModuleList(layers)
         self.codebooks = tuple(size for layer in layers for size in layer.codebooks)
+        of_a_layer = len(layers[0].codebooks)
+        self.fixed = tuple(of_a_layer * number + fixed for number in range(count) for fixed in layers[0].fixed)
 
     @property
     def quantizers(self) -> list[Quantizer]:

@@ -13,6 +13,7 @@ from vidgen.latents import Latents, LatentSpec, VideoSize
 from vidgen.nn.random import Generators
 from vidgen.tokenizers.losses import absolute_error, squared_error
 
+NO_SHAPE = (0, 0, 0)  # of the chunks before the first one
 FAR = 4.0  # pixels beyond are no overshoot of a video in [-1, 1]
 PixelTerms = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Original and reconstruction -> weighted pixel errors: what a tokenizer takes when nobody says otherwise."""
@@ -41,6 +42,8 @@ class Tokenizer(ModelMixin, ConfigMixin, ABC):
     latent_std: Tensor
     learns_hidden_frames: ClassVar[bool] = True
     """Whether it can be trained to give back frames that it was not shown (`frame_masking`)."""
+    trains_on_pieces: ClassVar[bool] = False
+    """Whether a training step makes pieces of its clips alone, so that nothing else can learn from what it makes."""
     token_parts: tuple[str, ...] = ()
     """Names of all modules and weights that make tokens of a video; the others only make a video of tokens."""
     reach: tuple[int | None, int | None] = (None, None)
@@ -155,11 +158,15 @@ def check_video(video: Tensor) -> None:
         raise ValueError(f"expected a video of floats in [-1, 1], got {video.dtype}; divide bytes by 127.5, subtract 1")
 
 
+def at_hand(tensor: Tensor) -> bool:
+    """Whether its values can be looked at: it is real, nothing is being compiled, and no GPU has to be waited for."""
+    return type(tensor) is Tensor and not torch.compiler.is_compiling() and tensor.device.type == "cpu"
+
+
 def check_pixels(video: Tensor) -> None:
     """`check_video`, and ValueError for pixels that are no overshoot of [-1, 1], NaN among them, on a CPU."""
     check_video(video)
-    has_values = type(video) is Tensor and not torch.compiler.is_compiling()
-    if has_values and video.device.type == "cpu":  # a GPU would have to be waited for
+    if at_hand(video):
         low, high = video.aminmax()
         if not (low >= -FAR and high <= FAR):  # NaN is neither
             raise ValueError(
@@ -169,7 +176,8 @@ def check_pixels(video: Tensor) -> None:
 
 
 def check_latents(latents: Latents, spec: LatentSpec) -> None:
-    """ValueError unless `latents` are what a tokenizer of this spec gives, and so can decode."""
+    """ValueError unless `latents` are what a tokenizer of this spec gives, and so can decode; ids are looked at on a
+    CPU."""
     if not isinstance(latents, Latents):
         raise ValueError(
             f"expected Latents, got {type(latents).__name__}; decode what encode returns (vidgen.latents.Latents), "
@@ -177,6 +185,32 @@ def check_latents(latents: Latents, spec: LatentSpec) -> None:
         )
     if latents.spec != spec:
         raise ValueError(f"these latents come from another tokenizer: expected {spec}, got {latents.spec}")
+    if at_hand(latents.tokens):
+        latents.check_ids()
+
+
+def check_whole(latents: Latents) -> None:
+    """ValueError for latents of which only a prefix is to be decoded."""
+    if latents.length is not None:
+        raise ValueError(
+            "these latents have a length, and this tokenizer has no use for a prefix of its tokens; decode all of them "
+            "(length None)"
+        )
+
+
+def checked_shape(latents: Latents, before: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(batch, height, width) of a chunk of a stream; ValueError unless those of the chunks `before` are the same."""
+    shape = (len(latents), latents.size[1], latents.size[2])
+    if before not in (NO_SHAPE, shape):
+        raise ValueError(f"chunks of one stream differ in (batch, height, width): first {before}, then {shape}")
+    return shape
+
+
+def check_loss_weights(**weights: float) -> None:
+    """ValueError unless all of these weights of loss terms are at least 0."""
+    for name, weight in weights.items():
+        if not weight >= 0:  # NaN is not
+            raise ValueError(f"{name} is the weight of a loss term and at least 0, got {weight}")
 
 
 def check_known(known: Tensor, where: Tensor, batch: int, size: VideoSize) -> None:

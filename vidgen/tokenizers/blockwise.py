@@ -12,7 +12,17 @@ from vidgen.bottlenecks import Bottleneck, Bottlenecked
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.random import Generators
-from vidgen.tokenizers.base import Critic, Tokenizer, check_latents, check_pixels, check_video, reconstruction_losses
+from vidgen.tokenizers.base import (
+    NO_SHAPE,
+    Critic,
+    Tokenizer,
+    check_latents,
+    check_pixels,
+    check_video,
+    check_whole,
+    checked_shape,
+    reconstruction_losses,
+)
 
 
 class BlockwiseTokenizer(Tokenizer):
@@ -113,13 +123,14 @@ class BlockwiseTokenizer(Tokenizer):
 
     @torch.no_grad()
     def _decoded_blocks(self, chunks: Iterable[Latents]) -> Iterator[Tensor]:
-        frames_in, frames_out, size = 0, 0, (0, 0)
+        frames_in, frames_out, shape = 0, 0, NO_SHAPE
 
         def vectors() -> Iterator[Tensor]:
-            nonlocal frames_in, size
+            nonlocal frames_in, shape
             for chunk in chunks:
-                self._check_continues(chunk, frames_in, size)
-                frames_in, size = frames_in + chunk.size[0], (chunk.size[1], chunk.size[2])
+                self._check_continues(chunk, frames_in)
+                shape = checked_shape(chunk, shape)
+                frames_in += chunk.size[0]
                 yield self.vectors(chunk)
 
         rows = None if self.block_frames is None else self.block_frames // self.stride[0]
@@ -127,20 +138,18 @@ class BlockwiseTokenizer(Tokenizer):
         for block, final in self._blocks(vectors(), length=rows):
             cache.begin_block(final=final)
             video = self.pixels(block, cache).clamp(-1.0, 1.0)
-            video = video[:, :, : frames_in - frames_out, : size[0], : size[1]]
+            video = video[:, :, : frames_in - frames_out, : shape[1], : shape[2]]
             frames_out += video.shape[2]
             yield video
 
-    def _check_continues(self, latents: Latents, frames: int, size: tuple[int, int]) -> None:
-        """Do `latents` fit this tokenizer and follow `frames` frames of `size` (height, width)?"""
+    def _check_continues(self, latents: Latents, frames: int) -> None:
+        """Do `latents` fit this tokenizer and follow `frames` frames?"""
         check_latents(latents, self.spec)
         if latents.start != frames:
             raise ValueError(
                 f"expected latents that begin at frame {frames}, got ones that begin at frame {latents.start}; decode "
                 "a stream from its first chunk on, in order, with decode_stream"
             )
-        if frames and latents.size[1:] != size:
-            raise ValueError(f"the chunks before are {size[0]}x{size[1]}, this one {latents.size[1]}x{latents.size[2]}")
         if frames and (frames - self.lone_first) % self.stride[0]:
             raise ValueError(
                 f"the chunks before end after {frames} frames, inside a row of tokens; only the last chunk may (every "
@@ -149,6 +158,7 @@ class BlockwiseTokenizer(Tokenizer):
 
     def vectors(self, latents: Latents) -> Tensor:
         """What `pixels` takes."""
+        check_whole(latents)
         tokens = latents.tokens if latents.ids is None else self.reals_from_ids(latents.ids)
         t, h, w = self.spec.grid(latents.size, start=latents.start)
         tokens = self.unstandardise(tokens.to(self.dtype))
@@ -183,6 +193,8 @@ class BlockwiseTokenizer(Tokenizer):
 
 def check_block(block_frames: int, stride: VideoSize) -> None:
     """ValueError unless blocks of `block_frames` frames are whole rows of tokens."""
+    if not isinstance(block_frames, int):
+        raise ValueError(f"block_frames is a whole number of frames, got {block_frames}; for example {4 * stride[0]}")
     if block_frames < 1 or block_frames % stride[0]:
         raise ValueError(
             f"block_frames {block_frames} is not a multiple of the temporal stride {stride[0]}; "

@@ -11,6 +11,7 @@ from vidgen.bottlenecks import build_bottleneck
 from vidgen.nn.causal_conv import CausalConv3d, Downsample, StreamCache, Upsample
 from vidgen.nn.folding import FOLDINGS, Folding
 from vidgen.nn.norms import ActivatedChannelNorm
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 
 Factor = tuple[int, int, int]
@@ -198,6 +199,7 @@ class CausalConvTokenizer(BlockwiseTokenizer, ConfigMixin):
             )
         self.stride = (stride[0], stride[1], stride[2])
         check_block(block_frames, self.stride)
+        check_loss_weights(squared_weight=squared_weight)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         widths, folding = tuple(widths), FOLDINGS[front](frames=patch_frames, side=patch)

@@ -16,7 +16,7 @@ from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import positions, rotary, sine_features
 from vidgen.nn.random import Generators, rand
 from vidgen.nn.transformer import FeedForward
-from vidgen.tokenizers.base import Critic, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, check_loss_weights, check_video, reconstruction_losses
 from vidgen.tokenizers.blockwise import pad
 from vidgen.tokenizers.vit import Block, PatchEmbedding, check_stride, check_transformer, grid_places, learned_vectors
 from vidgen.tokenizers.whole_clip import WholeClipTokenizer
@@ -81,6 +81,7 @@ class CoordinatePlanesTokenizer(WholeClipTokenizer, ConfigMixin):
     """
 
     learns_hidden_frames = False  # a critic judges a few frames of a clip, not those that were hidden
+    trains_on_pieces = True
     token_parts = ("to_patches", "plane_query", "encoder", "to_features", "bottlenecks")
 
     @register_to_config
@@ -107,6 +108,7 @@ class CoordinatePlanesTokenizer(WholeClipTokenizer, ConfigMixin):
                 f"out_patch, patch_layers and sampled_patches must be at least 1, got {out_patch}, {patch_layers} and "
                 f"{sampled_patches}"
             )
+        check_loss_weights(squared_weight=squared_weight)
         self.out_patch, self.sampled_patches, self.squared_weight = out_patch, sampled_patches, squared_weight
         bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         self.register_parts({"plane": bottleneck}, ("plane", "plane", "plane"))

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from vidgen.bottlenecks import Bottleneck, build_bottleneck
 from vidgen.latents import Latents
 from vidgen.nn.causal_conv import StreamCache
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer
 from vidgen.tokenizers.diffusers_families import FAMILIES, REFUSED
 
@@ -44,6 +45,7 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
     ) -> None:
         super().__init__()
         name = str(autoencoder_config.get("_class_name"))
+        check_loss_weights(squared_weight=squared_weight)
         self.squared_weight = squared_weight
         self.autoencoder: Any = autoencoder_class(name).from_config(autoencoder_config)
         self.family = FAMILIES[name](self.autoencoder)
@@ -53,6 +55,11 @@ class DiffusersAutoencoderTokenizer(BlockwiseTokenizer, ConfigMixin):
         self.stride = self.family.stride(self.autoencoder)
         self.block_frames, self.lone_first = self.family.block_frames, self.family.lone_first
         self.causal, self.bottleneck = self.family.causal, self.family.bottleneck()
+        if bottleneck_type is None and bottleneck_options:
+            raise ValueError(
+                f"bottleneck_options {bottleneck_options} are those of a bottleneck_type, and there is none: the "
+                "autoencoder keeps its own; say which, or leave them out"
+            )
         if bottleneck_type is not None:
             self.bottleneck = another_bottleneck(bottleneck_type, bottleneck_options, instead_of=self.bottleneck)
         self.register_statistics(self.bottleneck.channels)

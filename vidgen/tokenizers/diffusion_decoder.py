@@ -16,7 +16,7 @@ from vidgen.nn.folding import PatchFolding
 from vidgen.nn.norms import ActivatedChannelNorm, ChannelRMSNorm
 from vidgen.nn.positions import level_features
 from vidgen.nn.random import Generators, rand, randn, seeded
-from vidgen.tokenizers.base import Critic, check_video
+from vidgen.tokenizers.base import Critic, check_loss_weights, check_video
 from vidgen.tokenizers.blockwise import in_blocks, pad
 from vidgen.tokenizers.wrapping import WrappingTokenizer
 
@@ -104,6 +104,7 @@ class DiffusionDecoderTokenizer(WrappingTokenizer, ConfigMixin):
         self.register_encoder(encoder_config, freeze=freeze_encoder)
         self.build_decoder()
         self.reach = self.reach[0], None  # noise is drawn for whole frames, and a tile would have another one
+        check_loss_weights(flow_weight=flow_weight)
         self.block_frames, self.flow_weight = block_frames, flow_weight
 
     def build_decoder(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vidgen.bottlenecks import build_bottleneck
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.norms import RMSNorm
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 from vidgen.tokenizers.vit import (
     FrameCausalBlock,
@@ -75,10 +76,11 @@ class FactorisedViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         super().__init__()
         self.stride = check_stride(stride)
         check_block(block_frames, self.stride)
-        check_transformer(width=width, heads=heads, layers=min(time_layers, len(windows)))
         check_windows(windows)
+        check_transformer(width=width, heads=heads, layers=min(time_layers, len(windows)))
         if past < 1:
             raise ValueError(f"past must be at least 1 row of tokens, got {past}")
+        check_loss_weights(squared_weight=squared_weight)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         windows = tuple(windows)

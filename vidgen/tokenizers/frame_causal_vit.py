@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vidgen.bottlenecks import build_bottleneck
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.norms import RMSNorm
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 from vidgen.tokenizers.vit import FrameCausalBlock, PatchEmbedding, PatchOutput, check_stride, check_transformer
 
@@ -68,6 +69,7 @@ class FrameCausalViTTokenizer(BlockwiseTokenizer, ConfigMixin):
         check_transformer(width=width, heads=heads, layers=layers)
         if past < 1:
             raise ValueError(f"past must be at least 1 row of tokens, got {past}")
+        check_loss_weights(squared_weight=squared_weight)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         self.to_patches = PatchEmbedding(self.stride, width, lone_first=True)

@@ -17,7 +17,7 @@ from vidgen.nn.folding import PatchFolding
 from vidgen.nn.norms import ActivatedChannelNorm, ChannelRMSNorm, RotaryRMSNorm
 from vidgen.nn.positions import rotary
 from vidgen.nn.random import Generators, rand
-from vidgen.tokenizers.base import Critic, check_known, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, check_known, check_loss_weights, check_video, reconstruction_losses
 from vidgen.tokenizers.blockwise import pad
 from vidgen.tokenizers.causal_conv import ResidualBlock
 from vidgen.tokenizers.vit import check_transformer, grid_places
@@ -140,6 +140,7 @@ class GuidedDecoderTokenizer(WrappingTokenizer, ConfigMixin):
             raise ValueError(f"patch must be at least 1, got {patch}")
         self.register_encoder(encoder_config, freeze=freeze_encoder)
         self.build_decoder()
+        check_loss_weights(squared_weight=squared_weight)
         self.squared_weight = squared_weight
 
     def build_decoder(self) -> None:

@@ -16,7 +16,7 @@ from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import rotary, sine_features
 from vidgen.nn.random import Generators, rand
-from vidgen.tokenizers.base import Critic, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, check_latents, check_loss_weights, check_video, reconstruction_losses
 from vidgen.tokenizers.blockwise import pad
 from vidgen.tokenizers.vit import (
     Block,
@@ -148,6 +148,7 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
             )
         bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         self.register_parts({"query": bottleneck}, ("query",))
+        check_loss_weights(squared_weight=squared_weight)
         self.queries, self.tail_drop, self.squared_weight = queries, tail_drop, squared_weight
         self.train_grid = [max(1, extent // step) for extent, step in zip(train_size, self.stride, strict=True)]
         self.to_patches = PatchEmbedding(self.stride, width, lone_first=False)
@@ -210,11 +211,12 @@ class HolisticTokenizer(WholeClipTokenizer, ConfigMixin):
     # prefixes
 
     def vectors(self, latents: Latents) -> list[Tensor]:
-        vectors = super().vectors(latents)
+        check_latents(latents, self.spec)
         if latents.length is None:
-            return vectors
+            return super().vectors(latents)
         if not self.tail_drop:
             raise ValueError("only a tokenizer with tail_drop=True decodes a prefix; decode all tokens (length None)")
+        vectors = super().vectors(replace(latents, length=None))
         return [self._without_tail(vectors[0], latents.length)]
 
     def _without_tail(self, vectors: Tensor, length: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from vidgen.bottlenecks import Bottleneck, Bottlenecked, build_bottleneck
 from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.norms import ChannelRMSNorm, RMSNorm
 from vidgen.nn.random import Generators
-from vidgen.tokenizers.base import check_latents
+from vidgen.tokenizers.base import NO_SHAPE, check_latents, check_loss_weights, checked_shape
 from vidgen.tokenizers.blockwise import check_block, checked, in_blocks, pad
 from vidgen.tokenizers.vit import InSpace, PatchEmbedding, PatchOutput, check_transformer, check_windows
 from vidgen.tokenizers.whole_clip import WholeClipTokenizer
@@ -150,12 +150,13 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
                 f"at least 1, got {group}, {patch}, {block}, {reach}, {refiner_width} and {refiner_layers}"
             )
         check_block(block_frames, (group, patch, patch))
-        check_transformer(width=width, heads=heads, layers=len(windows))
         check_windows(windows)
+        check_transformer(width=width, heads=heads, layers=len(windows))
         key = build_bottleneck(bottleneck_type, bottleneck_options or {})
         motion = MotionVectors(reach=reach, discrete=bool(key.codebooks))
         self.register_parts({"key": key, "motion": motion}, ("key", "motion"))
         self.group, self.patch, self.block, self.longest = group, patch, block, reach
+        check_loss_weights(squared_weight=squared_weight)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.to_patches = PatchEmbedding((1, patch, patch), width, lone_first=False)
         self.encoder = InSpace(width, heads, windows=tuple(windows))
@@ -242,7 +243,7 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
     def decode_stream(self, chunks: Iterable[Latents]) -> Iterator[Tensor]:
         rows = self.block_frames // self.group
         waiting: list[Latents] = []
-        frames = 0
+        frames, shape = 0, NO_SHAPE
         for chunk in chunks:
             check_latents(chunk, self.spec)
             if chunk.start != frames or frames % self.group:
@@ -250,6 +251,7 @@ class KeyframeMotionTokenizer(WholeClipTokenizer, ConfigMixin):
                     f"expected latents that begin at frame {frames}, after whole groups of {self.group} frames, got "
                     f"ones that begin at frame {chunk.start}; decode a stream from its first chunk on, in order"
                 )
+            shape = checked_shape(chunk, shape)
             frames += chunk.size[0]
             waiting += chunk.split(1)
             while len(waiting) >= rows:

@@ -38,6 +38,11 @@ class ScalePyramid(Bottleneck):
                 "scales need a quantizer whose codes can stand for what is left over, such as fsq, lfq, simvq or vq "
                 f'with {{"cosine": false}}; got {type(quantizer).__name__}'
             )
+        if any(getattr(module, "balance", 0) for module in quantizer.modules()):
+            raise ValueError(
+                "what a scale leaves over is that of the nearest code, and a balanced assignment takes others; set "
+                "balance to 0"
+            )
         if not scales or scales[-1] != 1 or list(scales) != sorted(scales, reverse=True):
             raise ValueError(f"scales go from coarse to fine and end with 1, such as (8, 4, 2, 1); got {scales}")
         if not 0 <= dropout <= 1:

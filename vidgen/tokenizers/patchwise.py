@@ -10,6 +10,7 @@ from vidgen.bottlenecks import build_bottleneck
 from vidgen.nn.causal_conv import CausalConv3d, StreamCache
 from vidgen.nn.folding import PatchFolding
 from vidgen.nn.norms import ActivatedChannelNorm
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 from vidgen.tokenizers.causal_conv import ResidualBlock, radius
 from vidgen.tokenizers.vit import check_stride
@@ -81,6 +82,7 @@ class PatchwiseTokenizer(BlockwiseTokenizer, ConfigMixin):
                 f"without layers the features of a patch are its {numbers} numbers, and bottleneck {bottleneck_type!r} "
                 f"takes {entered} channels; give it {numbers}, or layers of at least 1"
             )
+        check_loss_weights(squared_weight=squared_weight)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.encoder = nn.Sequential() if layers == 0 else patch_network(numbers, width, entered, layers)
         self.enlarge = CausalConv3d(left, width, kernel=(1, 1, 1)) if decoder_layers else nn.Identity()

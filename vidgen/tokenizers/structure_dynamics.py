@@ -14,6 +14,7 @@ from vidgen.latents import LatentPart, Latents, LatentSpec, VideoSize
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import rotary, sine_features
 from vidgen.nn.transformer import CrossAttention, FeedForward
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import pad
 from vidgen.tokenizers.vit import Block, PatchEmbedding, PatchOutput, check_transformer, grid_places, learned_vectors
 from vidgen.tokenizers.whole_clip import WholeClipTokenizer
@@ -107,6 +108,7 @@ class StructureDynamicsTokenizer(WholeClipTokenizer, ConfigMixin):
         dynamics = build_bottleneck(bottleneck_type, dynamics_options or {})
         bottlenecks = {"structure": structure, "dynamics": dynamics}
         self.register_parts(bottlenecks, ("structure", "dynamics", "dynamics"))
+        check_loss_weights(squared_weight=squared_weight)
         self.queries, self.token, self.squared_weight = queries, MERGED * patch, squared_weight
         self.to_patches = PatchEmbedding((1, patch, patch), width, lone_first=False)
         self.encoder = SpaceTimeTransformer(width, heads, layers=layers)

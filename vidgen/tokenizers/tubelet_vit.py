@@ -12,6 +12,7 @@ from vidgen.kernels import AttentionSpec
 from vidgen.nn.causal_conv import StreamCache
 from vidgen.nn.norms import RMSNorm
 from vidgen.nn.positions import rotary
+from vidgen.tokenizers.base import check_loss_weights
 from vidgen.tokenizers.blockwise import BlockwiseTokenizer, check_block
 from vidgen.tokenizers.vit import Block, PatchEmbedding, PatchOutput, check_stride, check_transformer, grid_places
 
@@ -69,10 +70,15 @@ class TubeletViTTokenizer(BlockwiseTokenizer, ConfigMixin):
     ) -> None:
         super().__init__()
         self.stride = check_stride(stride)
-        for width, layers, heads in (encoder, decoder):
-            check_transformer(width=width, heads=heads, layers=layers)
+        for sizes in (encoder, decoder):
+            if len(sizes) != 3:
+                raise ValueError(
+                    f"encoder and decoder are (width, layers, heads), for example {SIZES['S']}, got {sizes}"
+                )
+            check_transformer(width=sizes[0], layers=sizes[1], heads=sizes[2])
         if block_frames is not None:
             check_block(block_frames, self.stride)
+        check_loss_weights(squared_weight=squared_weight)
         self.block_frames, self.squared_weight = block_frames, squared_weight
         self.bottleneck = build_bottleneck(bottleneck_type, bottleneck_options or {})
         rows = None if block_frames is None else block_frames // self.stride[0]

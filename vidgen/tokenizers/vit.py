@@ -16,7 +16,8 @@ from vidgen.nn.transformer import Block, FeedForward
 
 def check_transformer(*, width: int, heads: int, layers: int) -> None:
     """ValueError unless a transformer of these sizes can be built."""
-    if min(width, heads, layers) < 1 or width % (2 * heads) or width < 6 * heads:
+    whole = all(isinstance(number, int) for number in (width, heads, layers))
+    if not whole or min(width, heads, layers) < 1 or width % (2 * heads) or width < 6 * heads:
         raise ValueError(
             "a transformer needs at least one layer and a width that is an even multiple of its heads, at least 6 "
             f"channels each (two for a place along each axis), got width {width}, {heads} heads and {layers} layers; "
@@ -25,15 +26,19 @@ def check_transformer(*, width: int, heads: int, layers: int) -> None:
 
 
 def check_windows(windows: tuple[int, ...]) -> None:
-    """ValueError unless each of `windows` is a number of tokens a side, or 0 for the whole frame."""
-    if min(windows) < 0:
-        raise ValueError(f"each window must be a number of tokens a side, or 0 for a whole frame, got {tuple(windows)}")
+    """ValueError unless each of `windows`, at least one, is a number of tokens a side, or 0 for the whole frame."""
+    if not windows or not all(isinstance(window, int) and window >= 0 for window in windows):
+        raise ValueError(
+            f"each window, one a layer, must be a number of tokens a side, or 0 for a whole frame, got {windows}"
+        )
 
 
 def check_stride(stride: tuple[int, ...]) -> VideoSize:
     """`stride` as (frames, rows, columns) per token, each at least 1; else ValueError."""
-    if len(stride) != 3 or min(stride) < 1:
-        raise ValueError(f"stride must be three numbers (t, h, w) of at least 1, got {tuple(stride)}; e.g. (4, 8, 8)")
+    if len(stride) != 3 or not all(isinstance(extent, int) and extent >= 1 for extent in stride):
+        raise ValueError(
+            f"stride must be three whole numbers (t, h, w) of at least 1, got {tuple(stride)}; e.g. (4, 8, 8)"
+        )
     return stride[0], stride[1], stride[2]
 
 

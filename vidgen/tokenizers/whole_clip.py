@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vidgen.bottlenecks import Bottleneck, Bottlenecked
 from vidgen.latents import Latents, VideoSize
 from vidgen.nn.random import Generators
-from vidgen.tokenizers.base import Critic, check_latents, check_pixels, check_video, reconstruction_losses
+from vidgen.tokenizers.base import Critic, check_latents, check_pixels, check_video, check_whole, reconstruction_losses
 from vidgen.tokenizers.parts import PartedTokenizer
 
 
@@ -102,6 +102,7 @@ class WholeClipTokenizer(PartedTokenizer):
     def vectors(self, latents: Latents) -> list[Tensor]:
         """What `pixels` takes: `b n c` of each part."""
         check_latents(latents, self.spec)
+        check_whole(latents)
         if latents.start:
             raise ValueError(f"expected latents of a whole clip, got a chunk that begins at frame {latents.start}")
         tokens = latents.tokens if latents.ids is None else self.reals_from_ids(latents.ids, latents.size)

@@ -28,6 +28,11 @@ class WrappingTokenizer(Tokenizer):
     def register_encoder(self, encoder_config: dict[str, Any], *, freeze: bool) -> None:
         """A fresh `encoder` by its configuration, with its class as `_class_name`; ValueError for an unknown class."""
         self.encoder = configured(encoder_config, option="encoder_config")
+        if self.encoder.trains_on_pieces and not freeze:
+            raise ValueError(
+                f"{type(self.encoder).__name__} trains on pieces of its clips, and no decoder can learn beside it; "
+                "train it alone first, then with freeze_encoder=True"
+            )
         self.reach = self.encoder.reach
         self.token_parts = tuple(f"encoder.{part}" for part in self.encoder.token_parts)
         self.freeze_encoder = freeze
@@ -81,11 +86,6 @@ class WrappingTokenizer(Tokenizer):
             return self.encoder.decode(self.encoder.encode(video)), {}
         watching = WatchingCritic(critic)
         losses = self.encoder.training_losses(video, generators=generators, critic=watching)
-        if watching.fake.shape != video.shape:
-            raise ValueError(
-                f"{type(self.encoder).__name__} trains on parts of its clips, such as {tuple(watching.fake.shape)} of "
-                f"{tuple(video.shape)}; train it alone first, then with freeze_encoder=True"
-            )
         return watching.fake, losses
 
 

@@ -3,7 +3,8 @@
 import difflib
 import inspect
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,16 @@ OF_TRAINING = (  # whatever they are, the same weights fit
     *("text_dropped", "token_weight", "refine_weight", "reconstruction_weight", "squared_weight"),
     *("smallest_ratio", "time_order_share", "level_mean", "level_std", "vocabulary"),
 )
+OF_BOTTLENECK_TRAINING = (  # whatever they are, ids and vectors mean the same
+    *("commitment", "codebook", "decay", "restart_below", "kmeans_steps", "rotation", "balance", "dropout"),
+    *("weight", "entropy", "entropy_boost", "boost_steps", "diversity", "disentangle"),
+    *("temperature", "last_temperature", "cooling_steps"),
+)
 FRESH_WITH_OTHER_TASKS = ("task_embedding.",)
 FRESH_WITH_OTHER_TOKENS = (
     *FRESH_WITH_OTHER_TASKS,
-    *("bottleneck.", "latent_", "token_embedding.", "known_embedding.", "proj_in.", "proj_out."),
+    *("bottleneck.", "bottlenecks.", "latent_"),
+    *("token_embedding.", "known_embedding.", "proj_in.", "proj_out."),
 )
 
 
@@ -197,9 +204,10 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     """Copy the weights of `earlier` (called `source` in errors); ValueError when it is another kind of model.
 
     A tokenizer may have another bottleneck and larger tokens of the same trunk, a generator other tokens, another head
-    or other tasks: then the layers that touch them stay fresh, and the trunk is taken. It may also have more `layers`,
-    which begin without effect (`deepened`). Weights of losses, masks and the share of dropped prompts may differ. A
-    kind of the earlier model with the same weights (`FrameMaskedTransformer` of `MaskedTransformer`) takes them too.
+    or other tasks: then the layers that touch them stay fresh, as a warning tells, and the trunk is taken. A bottleneck
+    whose codes are the same and are learned otherwise (`same_codes`) keeps them. It may also have more `layers`, which
+    begin without effect (`deepened`). Weights of losses, masks and the share of dropped prompts may differ. A kind of
+    the earlier model with the same weights (`FrameMaskedTransformer` of `MaskedTransformer`) takes them too.
     """
     kind = type(model).__name__
     same_weights = isinstance(model, type(earlier)) and model.state_dict().keys() == earlier.state_dict().keys()
@@ -227,12 +235,31 @@ def take_weights(model: Any, earlier: Any, *, source: str) -> None:
     if differing:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         fresh = FRESH_WITH_OTHER_TASKS if differing == ["tasks"] else FRESH_WITH_OTHER_TOKENS
+        of_bottlenecks = all(name in ("bottleneck_options", "dynamics_options") for name in differing)
+        if of_bottlenecks and all(same_codes(earlier.config[name], model.config[name]) for name in differing):
+            fresh = ()
         weights = {
             name: tensor
             for name, tensor in weights.items()
             if shapes.get(name) == tensor.shape and not name.startswith(fresh)
         }
+        if left := sorted(shapes.keys() - weights.keys()):
+            logging.getLogger(__name__).warning("not from %s, but fresh: %s", source, ", ".join(left))
     model.load_state_dict(weights, strict=not differing)
+
+
+def same_codes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> bool:
+    """Whether two bottlenecks of one kind have the same codes, however these are learned, by their options."""
+    return codes_of(before or {}) == codes_of(after or {})
+
+
+def codes_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a bottleneck without those of its training, within composed ones too."""
+    return {
+        name: codes_of(value) if isinstance(value, Mapping) else plain(value)
+        for name, value in options.items()
+        if name not in OF_BOTTLENECK_TRAINING
+    }
 
 
 def deepened(weights: dict[str, Tensor], before: int, after: int, *, behind: int = 0) -> dict[str, Tensor]:
