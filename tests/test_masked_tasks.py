@@ -17,9 +17,10 @@ from vidgen.pipelines import MaskedVideoPipeline
 from vidgen.schedulers import MaskedTokenScheduler
 from vidgen.training import train_generator
 from vidgen.training.clips import collate, training_clips
+from vidgen.training.earlier_weights import take_weights
 from vidgen.training.generator_step import GeneratorStep
 from vidgen.training.latent_cache import collate_encoded, encoded_clips
-from vidgen.training.models import fresh_pipeline, take_weights
+from vidgen.training.models import fresh_pipeline
 
 
 def network(name: str = "grid of ids", **config) -> MaskedTransformer:

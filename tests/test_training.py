@@ -41,8 +41,9 @@ from vidgen.training import (
 from vidgen.training.checkpoint import Checkpoint, CheckpointFolder, write_folder
 from vidgen.training.clips import collate, held_out_share, training_clips, validation_clips
 from vidgen.training.critic import Adversary, DiscriminatorStep, FaithfulTerms, ReconstructionCritic
+from vidgen.training.earlier_weights import take_weights
 from vidgen.training.ema import MovingAverage
-from vidgen.training.models import fresh_tokenizer, take_weights
+from vidgen.training.models import fresh_tokenizer
 from vidgen.training.optimiser import rate_at
 from vidgen.training.order import DataOrder, MicroBatches, noise_generators
 from vidgen.training.processes import build_accelerator

@@ -25,9 +25,9 @@ from vidgen.tokenizers import CausalConvTokenizer
 from vidgen.training import DataConfig, GeneratorRun, OptimiserConfig, train_generator
 from vidgen.training.checkpoint import CheckpointFolder
 from vidgen.training.clips import collate, training_clips
+from vidgen.training.earlier_weights import take_weights
 from vidgen.training.generator_step import GeneratorStep
 from vidgen.training.latent_cache import HEADER, cache_key, collate_encoded, encoded_clips
-from vidgen.training.models import take_weights
 
 FAMILIES = {
     "masked": (MaskedVideoPipeline, MaskedTransformer, MaskedTokenScheduler),
