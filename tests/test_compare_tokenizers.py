@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from recipe_module import recipe_module
@@ -212,3 +215,30 @@ def test_all_rows_run_on_real_clips(run: Any, shared: Path, tmp_path: Path):
     rows = table(tmp_path)
     assert {row["name"] for row in rows} == set(COMPARED)
     assert not [row for row in rows if row["status"] in ("failed", "diverged")]
+
+
+@pytest.mark.slow
+def test_rows_side_by_side_end_when_their_parent_is_killed(tmp_path: Path):
+    script = Path(__file__).parents[1] / "tokenizers" / "compare.py"
+    command = [
+        sys.executable,
+        str(script),
+        "--worlds",
+        "shapes",
+        "--only",
+        "conv/fsq",
+        "--jobs",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    folders = ["--output-dir", str(tmp_path / "run"), "--results", str(tmp_path / "t.csv")]
+    with subprocess.Popen([*command, *folders, "--device", "cpu", "--steps", "100000"]) as process:
+        parent, deadline = psutil.Process(process.pid), time.monotonic() + 120
+        while not (begun := list((tmp_path / "run").rglob("run.json"))) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        children = parent.children(recursive=True)
+        process.kill()
+    assert begun and len(children) >= 2
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive

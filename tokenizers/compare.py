@@ -11,8 +11,10 @@ the next one begins.
 
 import json
 import multiprocessing
+import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -419,9 +421,23 @@ def results(rows: Sequence[Row], settings: Settings) -> Iterator[dict[str, Any]]
         yield from (train_row(row, settings) for row in rows)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        settings.jobs, mp_context=context, initializer=end_with_parent, max_tasks_per_child=1
+    ) as pool:
         futures = [pool.submit(train_row, row, settings) for row in rows]
         yield from (future.result() for future in as_completed(futures))
+
+
+def end_with_parent() -> None:
+    """In a child: do not train on, unseen, when the parent was killed; its checkpoints stay."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
