@@ -173,11 +173,15 @@ def test_the_readme_says_which_rows_of_the_comparison_collapsed():
 def test_the_readme_says_how_far_the_second_seed_is_from_the_first():
     rows = results("tokenizers_compare.csv")
     assert f"{len(rows)} of 160 rows" in README
-    first, second = (
-        {row["name"]: float(row["psnr"]) for row in rows if row["world"] == "shapes" and row["seed"] == seed}
+    found = {
+        (world, seed): {row["name"]: float(row["psnr"]) for row in rows if (row["world"], row["seed"]) == (world, seed)}
+        for world in ("shapes", "real")
         for seed in "01"
-    )
-    assert f"{len(second)} of the second in the shapes world" in README
+    }
+    first, second, of_real = found["shapes", "0"], found["shapes", "1"], found["real", "1"]
+    assert f"{len(second)} of the second in the shapes world and {len(of_real)} on real clips" in README
+    furthest = max(abs(psnr - found["real", "0"][name]) for name, psnr in of_real.items())
+    assert f"on real clips the {len(of_real)} rows of both are within {math.ceil(10 * furthest) / 10}" in README
     named = {"conv/vq": "cosine VQ", "conv/vq-plain": "plain VQ", "conv/residual-fsq": "residual FSQ"}
     said = [f"{shown} {second[name]:.1f}" for name, shown in named.items()]
     assert all(text in README for text in said), said
